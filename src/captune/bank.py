@@ -1,0 +1,246 @@
+"""CaptionBank: each distinct caption embedded once by the frozen text tower, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from captune.device import autocast, choose_precision
+from captune.encoders.text import TextEncoder
+from captune.errors import CaptuneError
+from captune.files import cache_dir, read_versioned, write_json
+
+VERSION = 1
+BATCH = 128
+BATCHES_BETWEEN_MARKS = 16
+
+Halves = npt.NDArray[np.float16]
+Rows = npt.NDArray[np.int64]
+
+
+class CaptionBank:
+    """``embeddings (U, D)`` float16, memory-mapped, and ``row_of_caption (M,)``.
+
+    Caption ``m`` has the embedding ``embeddings[row_of_caption[m]]``; equal captions share a row.
+
+    Use :meth:`build`, which reuses what is on disk when the fingerprint is the same.
+    """
+
+    def __init__(self, embeddings: Halves, row_of_caption: Rows, fingerprint: str) -> None:
+        self.embeddings = embeddings
+        self.row_of_caption = row_of_caption
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self.row_of_caption)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.embeddings.shape[1])
+
+    def lookup(self, caption_rows: Sequence[int] | Rows | Tensor) -> Tensor:
+        """``(B,)`` caption rows to ``(B, D)`` fp32 embeddings of unit length."""
+        rows = self.row_of_caption[np.asarray(caption_rows, dtype=np.int64)]
+        # float16 keeps three digits of the length; normalising gives the rest back.
+        return F.normalize(torch.from_numpy(self.embeddings[rows].astype(np.float32)), dim=-1)
+
+    def all(self) -> Tensor:
+        """``(M, D)`` fp32 embeddings of all captions, in caption order."""
+        return self.lookup(np.arange(len(self)))
+
+    @classmethod
+    def build(
+        cls,
+        captions: Sequence[str],
+        encoder: TextEncoder,
+        *,
+        cache: Path | None = None,
+        precision: str = "auto",
+        progress: bool = True,
+    ) -> CaptionBank:
+        """The bank of ``captions``, from disk where the same one was built before.
+
+        Distinct captions are sorted by length, embedded in batches and written as they come; an
+        interrupted build goes on where it was, and only a whole bank can be opened.
+
+        Args:
+            captions: M strings.
+            encoder: the frozen text tower.
+            cache: folder of banks; default ``$CAPTUNE_CACHE/banks``.
+            precision: ``auto`` computes in bf16 where that is native.
+            progress: show a bar.
+
+        Raises:
+            CaptuneError: no captions, or the encoder gives wrong shapes or NaN.
+        """
+        if not captions:
+            raise CaptuneError("a caption bank needs at least one caption")
+        device = torch.device(getattr(encoder, "device", "cpu"))
+        precision = choose_precision(precision, device)
+        distinct, rows = _distinct(captions)
+        fingerprint = _fingerprint(encoder, precision, distinct, rows)
+        folder = (cache or cache_dir() / "banks") / fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if not (folder / "bank.json").is_file():
+                texts = _EmbeddingJob(encoder, distinct, device, precision, progress)
+                texts.write(folder, fingerprint)
+                np.save(folder / "rows.npy", rows, allow_pickle=False)
+                write_json(
+                    folder / "bank.json",
+                    {
+                        "format_version": VERSION,
+                        "fingerprint": fingerprint,
+                        "text_encoder": encoder.name,
+                        "precision": precision,
+                        "captions": len(rows),
+                        "distinct": len(distinct),
+                        "dimension": encoder.dimension,
+                    },
+                )
+            try:
+                return cls.open(folder, fingerprint)
+            except CaptuneError:
+                shutil.rmtree(folder)  # damaged: the next build makes it anew
+                raise
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: str) -> CaptionBank:
+        """The bank in ``folder``, if it is whole and the one that is meant.
+
+        Raises:
+            CaptuneError: unfinished, damaged, of another version or with another fingerprint.
+        """
+        stated = read_versioned(folder / "bank.json", what="caption bank", version=VERSION)
+        if stated["fingerprint"] != fingerprint:
+            raise CaptuneError(
+                f"the caption bank in {folder} was built from other captions or another text "
+                "encoder: delete the folder to build it anew"
+            )
+        try:
+            embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+            rows = np.load(folder / "rows.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise CaptuneError(f"the caption bank in {folder} is damaged ({error})") from None
+        expected = (stated["distinct"], stated["dimension"])
+        if embeddings.shape != expected or len(rows) != stated["captions"]:
+            raise CaptuneError(f"the caption bank in {folder} is damaged: wrong shape")
+        return cls(embeddings, rows, fingerprint)
+
+
+class _EmbeddingJob:
+    """Embeds distinct captions, longest first, into a file that can be continued."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        distinct: list[str],
+        device: torch.device,
+        precision: str,
+        progress: bool,
+    ) -> None:
+        self.encoder = encoder
+        self.distinct = distinct
+        self.device = device
+        self.precision = precision
+        self.progress = progress
+        # Batches of like length waste no padding; the longest first shows at once if memory fits.
+        self.order = np.argsort([-len(text) for text in distinct], kind="stable")
+
+    def write(self, folder: Path, fingerprint: str) -> None:
+        """Write ``embeddings.npy``; on the way ``partial.npy`` and ``partial.json`` hold it."""
+        partial, mark = folder / "partial.npy", folder / "partial.json"
+        shape = (len(self.distinct), self.encoder.dimension)
+        done = _rows_done(partial, mark, fingerprint, shape)
+        array = np.lib.format.open_memmap(
+            partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
+        )
+        try:
+            self._fill(array, done, mark, fingerprint)
+        finally:
+            array.flush()
+            array._mmap.close()  # type: ignore[attr-defined]  # Windows renames no mapped file
+        partial.replace(folder / "embeddings.npy")
+        mark.unlink(missing_ok=True)
+
+    def _fill(self, array: Halves, done: int, mark: Path, fingerprint: str) -> None:
+        total = len(self.distinct)
+        bar = tqdm(
+            total=total,
+            initial=done,
+            desc="embedding captions",
+            unit="caption",
+            disable=not self.progress,
+        )
+        with bar:
+            for count, start in enumerate(range(done, total, BATCH), start=1):
+                rows = self.order[start : start + BATCH]
+                array[rows] = self._embed([self.distinct[row] for row in rows])
+                bar.update(len(rows))
+                if count % BATCHES_BETWEEN_MARKS == 0:
+                    array.flush()  # type: ignore[attr-defined]
+                    position = {"fingerprint": fingerprint, "done": start + len(rows)}
+                    write_json(mark, position)
+
+    def _embed(self, texts: list[str]) -> Halves:
+        with autocast(self.device, self.precision):
+            embedded = self.encoder.encode(texts).float().cpu()
+        if embedded.shape != (len(texts), self.encoder.dimension):
+            raise CaptuneError(
+                f"text encoder {self.encoder.name} gave {tuple(embedded.shape)} for {len(texts)} "
+                f"texts and dimension {self.encoder.dimension}"
+            )
+        if not bool(embedded.isfinite().all()):
+            raise CaptuneError(f"text encoder {self.encoder.name} gave NaN or infinite values")
+        halves: Halves = F.normalize(embedded, dim=-1).numpy().astype(np.float16)
+        return halves
+
+
+def _rows_done(partial: Path, mark: Path, fingerprint: str, shape: tuple[int, int]) -> int:
+    """How many rows of an interrupted build can be kept; 0 where it is not this one's."""
+    try:
+        position = json.loads(mark.read_text(encoding="utf-8"))
+        array = np.load(partial, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return 0
+    same = position.get("fingerprint") == fingerprint and array.shape == shape
+    done = int(position["done"]) if same and array.dtype == np.float16 else 0
+    array._mmap.close()
+    return done
+
+
+def _distinct(captions: Sequence[str]) -> tuple[list[str], Rows]:
+    """The distinct captions in order of first appearance, and each caption's row in them."""
+    row_of: dict[str, int] = {}
+    rows = np.fromiter((row_of.setdefault(c, len(row_of)) for c in captions), dtype=np.int64)
+    return list(row_of), rows
+
+
+def _fingerprint(encoder: TextEncoder, precision: str, distinct: list[str], rows: Rows) -> str:
+    """Encoder name and revision, its own fingerprint, arithmetic, captions and their order."""
+    made_by = [
+        VERSION,
+        encoder.name,
+        getattr(encoder, "revision", ""),
+        encoder.fingerprint,
+        encoder.dimension,
+        precision,
+        "float16",
+    ]
+    state = hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16)
+    for text in distinct:
+        state.update(text.encode("utf-8") + b"\0")
+    state.update(rows.astype("<i8").tobytes())
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Images with captions: tables, sources, pixels, datasets, and the embedded demo set."""

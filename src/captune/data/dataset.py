@@ -1,0 +1,192 @@
+"""COCOClipDataset: one image with one caption an epoch, every draw decided by the sampler's key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from captune.data.pixels import (
+    UnreadableImageError,
+    flipped,
+    load_image,
+    random_crop,
+    resize_and_crop,
+)
+from captune.data.sources import find_dataset_dir, open_source
+from captune.data.table import CaptionTable, Rows
+from captune.data.tabular import TableOptions
+
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+class DrawKey(NamedTuple):
+    """What a sample is a function of, beside the image: the sampler makes it, workers obey it."""
+
+    image: int
+    epoch: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """One image with one of its captions.
+
+    ``pixels`` is ``(3, S, S)`` uint8 RGB; ``image`` and ``caption_row`` are rows of the table.
+    """
+
+    pixels: Tensor
+    image: int
+    caption_row: int
+    caption: str
+
+
+class COCOClipDataset(Dataset[Sample]):
+    """Images with captions: COCO 2014, or any data that :func:`open_source` reads.
+
+    Each item is one image with one of its captions. ``dataset[i]`` draws for the epoch set with
+    :meth:`set_epoch`; a :class:`DrawKey` (from :class:`EpochBatches`) carries seed and epoch with
+    it. Either way the caption, the crop and the flip are a function of seed, epoch and image id:
+    the same whatever the workers, their number and the order.
+
+    Args:
+        split: ``train``, ``val``, ``karpathy-val``, … as the data has them.
+        dataset_dir: a COCO 2014 folder or a table file; default ``$CAPTUNE_DATA``, else
+            ``./data/coco2014``.
+        image_size: side of the square crop in pixels.
+        augment: random resized crop and flip; an image with a caption that says left or right is
+            not flipped.
+        seed: of all draws.
+        table: a table at hand, in place of ``split`` and ``dataset_dir``.
+
+    Raises:
+        CaptuneError: no data there, no such split.
+        UnreadableImageError: on access, for a broken file.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        dataset_dir: str | Path | None = None,
+        *,
+        image_size: int = 224,
+        augment: bool = False,
+        seed: int = 0,
+        table: CaptionTable | None = None,
+        options: TableOptions | None = None,
+    ) -> None:
+        if table is None:
+            table = open_source(find_dataset_dir(dataset_dir), options).table(split)
+        self.table = table
+        self.image_size = image_size
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let plain integer access draw for ``epoch``."""
+        self.epoch = epoch
+
+    def __getitem__(self, key: int | DrawKey) -> Sample:
+        if not isinstance(key, DrawKey):
+            row = range(len(self))[int(key)]  # a negative one counts from the end
+            key = DrawKey(row, self.epoch, self.seed)
+        # Streams of their own: the caption drawn does not depend on whether crops are drawn too.
+        image_id = int(self.table.image_ids[key.image])
+        rng = np.random.default_rng([key.seed, key.epoch, image_id])
+        rows = self.table.captions_of(key.image)
+        caption_row = int(rows[rng.integers(len(rows))])
+        image = load_image(self.table.path(key.image), least_side=self.image_size)
+        if self.augment:
+            pixels = random_crop(image, self.image_size, rng)
+            if rng.random() < 0.5 and not self._names_sides[key.image]:
+                pixels = flipped(pixels)
+        else:
+            pixels = resize_and_crop(image, self.image_size)
+        caption = self.table.caption(caption_row)
+        return Sample(torch.from_numpy(pixels), key.image, caption_row, caption)
+
+    @cached_property
+    def _names_sides(self) -> np.ndarray:
+        """``(N,)`` bool: a caption of the image says left or right, so a flip would make it lie."""
+        says = np.array([bool(SIDES.search(text)) for text in self.table.texts()])
+        return np.bincount(self.table.image_of_caption, weights=says, minlength=len(self)) > 0
+
+
+class SkippingDataset(Dataset["Sample | UnreadableImageError"]):
+    """The same dataset, with a broken file given as its error so that a batch can go on."""
+
+    def __init__(self, dataset: COCOClipDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | DrawKey) -> Sample | UnreadableImageError:
+        try:
+            return self.dataset[key]
+        except UnreadableImageError as error:
+            return error
+
+
+class EpochBatches(Sampler[list[DrawKey]]):
+    """Batches of keys for one epoch, from a position on.
+
+    The order is a permutation decided by ``seed`` and ``epoch`` alone, so a run that stopped at
+    step ``start`` continues with exactly the batches that it has not seen.
+
+    Args:
+        images: N.
+        batch_size: images a batch.
+        seed: of the order and the draws.
+        shuffle: where false, rows in order and every batch kept.
+
+    A shuffled epoch drops its last batch where that is not full (each epoch drops other images):
+    a small batch would have far fewer negatives. Fewer images than one batch make one small batch.
+    """
+
+    def __init__(self, images: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.start = 0
+
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Go to batch ``start`` of ``epoch``."""
+        self.epoch, self.start = epoch, start
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        if self.shuffle:
+            return max(1, self.images // self.batch_size)
+        return -(-self.images // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def order(self) -> Rows:
+        """``(N,)`` image rows in this epoch's order."""
+        rows = np.arange(self.images, dtype=np.int64)
+        return (
+            np.random.default_rng([self.seed, self.epoch]).permutation(rows)
+            if self.shuffle
+            else rows
+        )
+
+    def __iter__(self) -> Iterator[list[DrawKey]]:
+        order = self.order()
+        for step in range(self.start, self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [DrawKey(int(row), self.epoch, self.seed) for row in rows]

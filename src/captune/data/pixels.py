@@ -1,0 +1,106 @@
+"""From a file to uint8 RGB pixels: decode, orient, resize, crop. Normalising is the model's."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Pixels = npt.NDArray[np.uint8]
+"""``(3, S, S)`` RGB."""
+
+CROP_SCALE = (0.5, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+
+
+class UnreadableImageError(Exception):
+    """A file that is no image, or a broken one. Counted and skipped, never replaced."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
+        # It travels from loader processes, and an exception is rebuilt from these arguments.
+        return type(self), (self.path, self.reason)
+
+
+def load_image(path: Path | str, *, least_side: int = 0) -> Image.Image:
+    """Decode a file as upright RGB; transparency is laid on white.
+
+    Args:
+        path: any format that Pillow reads.
+        least_side: where above 0, a JPEG may be decoded at a fraction of its size, both sides of
+            the result staying at twice this or more: large photos then cost a fraction.
+
+    Raises:
+        UnreadableImageError: no such file, not an image, truncated, or absurdly large.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if least_side:
+                image.draft("RGB", (2 * least_side, 2 * least_side))
+            image.load()
+            return to_rgb(image)
+    # Pillow's decoders raise far more than OSError on broken files (SyntaxError, ValueError, …).
+    except Exception as error:
+        raise UnreadableImageError(path, str(error) or type(error).__name__) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB; transparent parts become white."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        layered = upright.convert("RGBA")
+        canvas = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(canvas, layered).convert("RGB")
+    return upright.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Pixels:
+    """Shorter side to ``size`` (bicubic, antialiased), then the centre square.
+
+    Returns:
+        ``(3, size, size)`` uint8 RGB.
+    """
+    width, height = image.size
+    scale = size / min(width, height)
+    target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.BICUBIC)
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    return _channels_first(image.crop((left, top, left + size, top + size)))
+
+
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
+    """A random part of half to all of the area, of a random shape, resized to a square.
+
+    Szegedy et al. 2015 (Inception crops), with a milder range that keeps what captions speak of.
+
+    Returns:
+        ``(3, size, size)`` uint8 RGB.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*CROP_SCALE)
+        ratio = np.exp(rng.uniform(np.log(CROP_RATIO[0]), np.log(CROP_RATIO[1])))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+            box = (int(left), int(top), int(left) + w, int(top) + h)
+            return _channels_first(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return resize_and_crop(image, size)
+
+
+def flipped(pixels: Pixels) -> Pixels:
+    """Left and right exchanged; ``(3, S, S)`` in and out."""
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _channels_first(image: Image.Image) -> Pixels:
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -1,0 +1,177 @@
+"""CaptionTable: images, captions, and which caption belongs to which image, in Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from captune.console import say, some
+from captune.errors import CaptuneError
+
+Rows = npt.NDArray[np.int64]
+
+
+def file_key(file_name: str) -> str:
+    """What identifies an image across copies of a data set.
+
+    COCO's file names are unique wherever they lie (``val2014/COCO_val2014_….jpg`` or without the
+    folder), so theirs is the bare name; any other image keeps its path as the table has it.
+    """
+    bare = file_name.rsplit("/", 1)[-1]
+    return bare if bare.startswith("COCO_") else file_name
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionTable:
+    """N images and M captions; an image may have any number of captions, at least one.
+
+    Attributes:
+        images: Arrow table, ``image_id`` int64, ``file_name`` and ``path`` string; N rows.
+        captions: Arrow table, ``caption_id`` int64, ``caption`` string, ``image`` int64 (a row of
+            ``images``); M rows, in the order of the source.
+        name: the data's short name, for titles and default folders.
+        split: the split's name.
+    """
+
+    images: pa.Table
+    captions: pa.Table
+    name: str
+    split: str
+
+    @classmethod
+    def build(
+        cls,
+        images: Iterable[tuple[int, str, Path]],
+        captions: Iterable[tuple[int, str, int]],
+        *,
+        name: str,
+        split: str,
+    ) -> CaptionTable:
+        """A table from ``(image_id, file_name, path)`` and ``(caption_id, caption, image row)``.
+
+        Empty captions and images left without any are dropped, and counted aloud.
+
+        Raises:
+            CaptuneError: nothing remains.
+        """
+        image_rows, caption_rows = list(images), list(captions)
+        kept = [row for row in caption_rows if row[1].strip()]
+        if len(kept) < len(caption_rows):
+            say(f"{name} {split}: {len(caption_rows) - len(kept)} empty captions left out")
+        table = cls(_image_columns(image_rows), _caption_columns(kept), name, split)
+        if not kept:
+            raise CaptuneError(f"{name} {split}: no captions found for {len(image_rows)} images")
+        captioned = table.caption_counts > 0
+        if not captioned.all():
+            bare = [image_rows[row][1] for row in np.flatnonzero(~captioned)]
+            say(f"{name} {split}: {len(bare)} images without a caption left out: {some(bare)}")
+            table = table.take_images(np.flatnonzero(captioned))
+        return table
+
+    def __len__(self) -> int:
+        return int(self.images.num_rows)
+
+    @cached_property
+    def image_of_caption(self) -> Rows:
+        """``(M,)`` the image row of each caption."""
+        return np.asarray(self.captions["image"].to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def image_ids(self) -> Rows:
+        """``(N,)`` ids, unique in the data set."""
+        return np.asarray(self.images["image_id"].to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def caption_counts(self) -> Rows:
+        """``(N,)`` captions of each image."""
+        return np.bincount(self.image_of_caption, minlength=len(self)).astype(np.int64)
+
+    @cached_property
+    def _grouped(self) -> tuple[Rows, Rows]:
+        """Caption rows grouped by image ``(M,)`` and where each group starts ``(N + 1,)``."""
+        order = np.argsort(self.image_of_caption, kind="stable").astype(np.int64)
+        return order, np.concatenate([[0], np.cumsum(self.caption_counts)]).astype(np.int64)
+
+    def captions_of(self, image: int) -> Rows:
+        """The caption rows of one image row, in the source's order."""
+        order, start = self._grouped
+        return order[start[image] : start[image + 1]]
+
+    def caption(self, row: int) -> str:
+        """The text of a caption row."""
+        return str(self.captions["caption"][row].as_py())
+
+    def texts(self) -> list[str]:
+        """All captions, ``M`` strings."""
+        return self.captions["caption"].to_pylist()  # type: ignore[no-any-return]
+
+    def path(self, image: int) -> Path:
+        """Where the file of an image row lies."""
+        return Path(self.images["path"][image].as_py())
+
+    def file_name(self, image: int) -> str:
+        """The name of an image row as its source writes it."""
+        return str(self.images["file_name"][image].as_py())
+
+    def file_keys(self) -> list[str]:
+        """``N`` keys that identify the images across copies of the data set."""
+        return [file_key(name) for name in self.images["file_name"].to_pylist()]
+
+    def captions_among(self, images: Sequence[int] | Rows) -> tuple[Rows, Rows]:
+        """The captions of some image rows: their rows, and each one's place in ``images``."""
+        chosen = np.asarray(images, dtype=np.int64)
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[chosen] = np.arange(len(chosen))
+        rows = np.flatnonzero(place[self.image_of_caption] >= 0)
+        return rows, place[self.image_of_caption[rows]]
+
+    def take_images(self, images: Sequence[int] | Rows) -> CaptionTable:
+        """The table of some image rows (in the order given) and their captions (in this order)."""
+        rows, place = self.captions_among(images)
+        captions = self.captions.take(pa.array(rows))
+        column = captions.schema.get_field_index("image")
+        captions = captions.set_column(column, "image", pa.array(place))
+        chosen = pa.array(np.asarray(images, dtype=np.int64))
+        return CaptionTable(self.images.take(chosen), captions, self.name, self.split)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of file names, captions and who belongs to whom, in order: names the split."""
+        state = hashlib.blake2b(digest_size=16)
+        for column in (self.images["file_name"], self.captions["caption"]):
+            for text in column.to_pylist():
+                state.update(text.encode("utf-8") + b"\0")
+        state.update(self.image_of_caption.astype("<i8").tobytes())
+        return state.hexdigest()
+
+    def describe(self) -> str:
+        """``flickr8k val: 1,000 images, 5,000 captions``."""
+        return (
+            f"{self.name} {self.split}: {len(self):,} images, {self.captions.num_rows:,} captions"
+        )
+
+
+def _image_columns(rows: list[tuple[int, str, Path]]) -> pa.Table:
+    columns: dict[str, Any] = {
+        "image_id": pa.array([row[0] for row in rows], pa.int64()),
+        "file_name": pa.array([row[1] for row in rows], pa.string()),
+        "path": pa.array([str(row[2]) for row in rows], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _caption_columns(rows: list[tuple[int, str, int]]) -> pa.Table:
+    columns: dict[str, Any] = {
+        "caption_id": pa.array([row[0] for row in rows], pa.int64()),
+        "caption": pa.array([row[1].strip() for row in rows], pa.string()),
+        "image": pa.array([row[2] for row in rows], pa.int64()),
+    }
+    return pa.table(columns)

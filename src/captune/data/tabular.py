@@ -1,0 +1,256 @@
+"""Own tables of images and captions: CSV, TSV, JSON Lines or Parquet become a CaptionTable."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from captune.console import say, some
+from captune.data.table import CaptionTable
+from captune.errors import CaptuneError, nearest
+
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "filename", "image_path", "file_path", "path")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence", "description")
+SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How to read an own table.
+
+    Attributes:
+        image_column: the column of image paths (relative ones start at the table's folder).
+        caption_columns: columns that each hold a caption, or a list of captions.
+        caption: a template such as ``{title}, {colour}`` in place of the columns.
+        val: a second table to validate on.
+    """
+
+    image_column: str = ""
+    caption_columns: tuple[str, ...] = ()
+    caption: str = ""
+    val: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; ``TableOptions(**value)`` reads it back once the list is a tuple."""
+        return {
+            "image_column": self.image_column,
+            "caption_columns": list(self.caption_columns),
+            "caption": self.caption,
+            "val": self.val,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TableOptions:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**value, "caption_columns": tuple(value["caption_columns"])})
+
+
+class TableSource:
+    """One file of rows, an image and its caption or captions in each.
+
+    Validation images come from ``options.val``, else from a ``split`` column, else they are the
+    tenth of the images whose hashed name falls there: the same ones however the table grows.
+    """
+
+    def __init__(self, path: Path, options: TableOptions) -> None:
+        self.path = path
+        self.options = options
+        self.name = path.stem
+
+    @cached_property
+    def _rows(self) -> list[tuple[str, list[str], str]]:
+        """``(image, captions, split)`` of every row; split is ``""`` without a column."""
+        return _read_rows(self.path, self.options)
+
+    @property
+    def _has_split_column(self) -> bool:
+        return any(split for _, _, split in self._rows)
+
+    @property
+    def splits(self) -> list[str]:
+        """The names that :meth:`table` takes here."""
+        own = {split for _, _, split in self._rows if split}
+        return [*sorted(own | {"train", "val"}), ALL]
+
+    @property
+    def train_split(self) -> str:
+        """What to train on by default."""
+        return "train"
+
+    @property
+    def val_split(self) -> str:
+        """What to validate and select on."""
+        return "val"
+
+    @property
+    def evaluation_split(self) -> str:
+        """What ``evaluate`` takes by default: the table as a whole where nothing splits it."""
+        return "val" if self._has_split_column or self.options.val else ALL
+
+    def table(self, split: str) -> CaptionTable:
+        """The captions of a split.
+
+        Raises:
+            CaptuneError: unknown split, no such column, no image file there.
+        """
+        if split == "val" and self.options.val:
+            other = TableSource(
+                Path(self.options.val), TableOptions(**{**vars(self.options), "val": ""})
+            )
+            return _renamed(other.table(ALL), self.name, "val")
+        if split not in self.splits:
+            raise CaptuneError(f"no split {split!r} in {self.path}{nearest(split, self.splits)}")
+        chosen = [row for row in self._rows if self._belongs(row, split)]
+        if not chosen and split == "val" and not self._has_split_column and self._rows:
+            # A table too small for the hash to pick anything still validates on something.
+            smallest = min(self._rows, key=lambda row: image_id(row[0]))[0]
+            chosen = [row for row in self._rows if row[0] == smallest]
+        if not chosen:
+            raise CaptuneError(f"{self.path} has no rows in split {split!r}: give --val FILE")
+        return self._build(chosen, split)
+
+    def _belongs(self, row: tuple[str, list[str], str], split: str) -> bool:
+        image, _, own_split = row
+        if split == ALL or (split == "train" and self.options.val and not own_split):
+            return True
+        if self._has_split_column:
+            return own_split == split
+        return (split == "val") == (image_id(image) % 10 == 0)
+
+    def _build(self, rows: list[tuple[str, list[str], str]], split: str) -> CaptionTable:
+        row_of_image: dict[str, int] = {}
+        captions: list[tuple[int, str, int]] = []
+        for image, texts, _ in rows:
+            row = row_of_image.setdefault(image, len(row_of_image))
+            captions += [(len(captions) + i, text, row) for i, text in enumerate(texts)]
+        images = [(image_id(n), n, self.path.parent / n) for n in row_of_image]
+        absent = [name for _, name, path in images if not path.is_file()]
+        if len(absent) == len(images):
+            raise CaptuneError(
+                f"none of the {len(images):,} images of {self.path} is there (looked for "
+                f"{self.path.parent / absent[0]}): paths start at the table's folder"
+            )
+        table = CaptionTable.build(images, captions, name=self.name, split=split)
+        if absent:
+            say(f"{self.name} {split}: {len(absent):,} images are not there: {some(absent)}")
+            gone = set(absent)
+            table = table.take_images(
+                [row for row in range(len(table)) if table.file_name(row) not in gone]
+            )
+        return table
+
+
+def image_id(name: str) -> int:
+    """A 63-bit id from an image's name, the same on every machine."""
+    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _renamed(table: CaptionTable, name: str, split: str) -> CaptionTable:
+    return CaptionTable(table.images, table.captions, name, split)
+
+
+def _read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], str]]:
+    """Every row's image, captions and split."""
+    table = _read_arrow(path)
+    columns = {name.lower(): name for name in table.column_names}
+    image = _column(path, columns, options.image_column, IMAGE_COLUMNS, "image", "--image-column")
+    if options.caption:
+        caption_of = _template(path, options.caption, table.column_names)
+    else:
+        named = options.caption_columns or (
+            _column(path, columns, "", CAPTION_COLUMNS, "caption", "--caption-column"),
+        )
+        wanted = [_column(path, columns, n, (), "caption", "--caption-column") for n in named]
+        caption_of = _caption_reader(wanted)
+    split = columns.get("split")
+    rows = []
+    for row in table.to_pylist():
+        if row[image] in (None, ""):
+            continue
+        name = posixpath.normpath(str(row[image]).replace("\\", "/"))
+        own_split = str(row[split] or "").lower() if split else ""
+        rows.append((name, caption_of(row), SPLIT_NAMES.get(own_split, own_split)))
+    if not rows:
+        raise CaptuneError(f"{path} holds no rows with an image in column {image!r}")
+    return rows
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    """The file as Arrow; every CSV column as text."""
+    kind = path.suffix.lower()
+    try:
+        if kind in (".csv", ".tsv"):
+            parse = pa.csv.ParseOptions(
+                delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True
+            )
+            with pa.csv.open_csv(path, parse_options=parse) as reader:
+                names = reader.schema.names
+            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+            return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        if kind in (".jsonl", ".ndjson"):
+            return pa.json.read_json(path)
+        return pa.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise CaptuneError(f"{path} cannot be read as {kind.lstrip('.')}: {first}") from None
+
+
+def _column(
+    path: Path, columns: dict[str, str], named: str, usual: tuple[str, ...], what: str, flag: str
+) -> str:
+    """The column ``named``, or the first of the usual spellings that is there."""
+    for candidate in (named,) if named else usual:
+        if candidate.lower() in columns:
+            return columns[candidate.lower()]
+    found = ", ".join(columns.values())
+    wanted = f"no column {named!r}" if named else f"no {what} column"
+    raise CaptuneError(f"{path} has {wanted}; its columns: {found}; name one with {flag}")
+
+
+def _caption_reader(columns: list[str]) -> Callable[[dict[str, Any]], list[str]]:
+    """Captions of a row: each column holds one, or a list of them."""
+
+    def read(row: dict[str, Any]) -> list[str]:
+        texts: list[str] = []
+        for column in columns:
+            value = row[column]
+            for text in value if isinstance(value, list) else [value]:
+                texts += [] if text is None else [str(text)]
+        return texts
+
+    return read
+
+
+def _template(path: Path, template: str, names: list[str]) -> Callable[[dict[str, Any]], list[str]]:
+    """Captions written from a template. Only ``{column}`` is replaced: no code, no formats."""
+    pattern = re.compile(r"\{([^{}]+)\}")
+    wanted = pattern.findall(template)
+    for name in wanted:
+        if name not in names:
+            raise CaptuneError(
+                f"--caption names the column {name!r}{nearest(name, names)} ({path})"
+            )
+    if not wanted:
+        raise CaptuneError(f"--caption {template!r} names no column: write it like '{{title}}'")
+
+    def read(row: dict[str, Any]) -> list[str]:
+        filled = pattern.sub(
+            lambda m: "" if row[m.group(1)] is None else str(row[m.group(1)]), template
+        )
+        return [filled]
+
+    return read

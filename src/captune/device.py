@@ -1,0 +1,61 @@
+"""Where to compute and in which precision: bf16 only where the hardware computes in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+
+def best_device(name: str = "auto") -> torch.device:
+    """``cuda``, ``mps`` or ``cpu``, whichever is there; ``cpu`` where asked for."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 in hardware.
+
+    CUDA from compute capability 8.0; CPUs with avx512_bf16 or AMX. Emulated bf16 (a T4, an old
+    CPU) is slower than fp32 and no more exact than native.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    # torch >= 2.11 lists what the processor can do; earlier ones have a probe for each.
+    listing = getattr(torch.cpu, "get_capabilities", None)
+    if listing is not None:
+        able = listing()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto`` resolved for ``device``; any other name is passed through.
+
+    bf16 where native; fp16 with loss scaling on other CUDA cards; else fp32.
+    """
+    if name != "auto":
+        return name
+    if has_native_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision for a forward pass in ``precision`` (``fp32``: none)."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype)
+
+
+def loader_workers(requested: int) -> int:
+    """Processes that decode images: as asked for, else one core is left to the training step."""
+    return requested if requested >= 0 else max(1, min(8, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,1 @@
+"""The two kinds of tower: frozen text encoders and trainable image encoders."""

@@ -1,0 +1,376 @@
+"""CLIPModel: a trainable image tower with its head, beside a frozen text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captune.config import DEFAULT_CONFIG, Config, flag_suffix
+from captune.data.pixels import load_image, resize_and_crop, to_rgb
+from captune.device import autocast, choose_precision
+from captune.encoders.head import AttentionPooling, ProjectionHead
+from captune.encoders.image import (
+    ClipImageEncoder,
+    ImageEncoder,
+    image_encoder_from_description,
+    load_image_encoder,
+)
+from captune.encoders.text import TextEncoder, freeze, load_text_encoder
+from captune.errors import CaptuneError
+from captune.files import read_versioned, replacing, write_json
+from captune.preprocess import Preprocess
+
+VERSION = 1
+
+ImageLike = str | Path | Image.Image
+
+
+class CLIPModel(nn.Module):
+    """An image tower and a projection head that map images into the space of a text tower.
+
+    The text tower is frozen and is not part of the module: it appears in no ``parameters()``, no
+    ``state_dict()`` and no checkpoint.
+
+    Args:
+        text_encoder: the frozen tower, or its name.
+        image_encoder: the trainable tower, or its name; default ResNet-50 with ImageNet weights
+            and CLIP's normalisation.
+        use_batch_norm: BatchNorm in the projection head.
+        use_attention_pooling: attention pooling over the backbone's map, in place of its own.
+        hidden_dim: width of the head's hidden layer.
+        temperature: InfoNCE's; its inverse scales zero-shot logits and is saved along.
+
+    Raises:
+        CaptuneError: a tower cannot be loaded, or a flag does not fit it.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder | str | None = None,
+        *,
+        image_encoder: ImageEncoder | str | None = None,
+        use_batch_norm: bool = False,
+        use_attention_pooling: bool = False,
+        hidden_dim: int = 1024,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if text_encoder is None:
+            text_encoder = DEFAULT_CONFIG.text_encoder_name
+        if isinstance(text_encoder, str):
+            text_encoder = load_text_encoder(text_encoder)
+        if image_encoder is None:
+            name = DEFAULT_CONFIG.image_encoder_name
+            image_encoder = load_image_encoder(name, preprocess=Preprocess())
+        elif isinstance(image_encoder, str):
+            image_encoder = load_image_encoder(image_encoder)
+        # In a tuple, a text tower that happens to be a Module is not registered as a part.
+        self._text: tuple[TextEncoder | None] = (freeze(text_encoder),)
+        self._text_meta = text_description(text_encoder)
+        self._assemble(image_encoder, use_batch_norm, use_attention_pooling, hidden_dim)
+        self.logit_scale.fill_(1 / temperature)
+
+    def _assemble(
+        self,
+        image_encoder: ImageEncoder,
+        use_batch_norm: bool,
+        use_attention_pooling: bool,
+        hidden_dim: int,
+    ) -> None:
+        """Register the trainable parts."""
+        out_dim = int(self._text_meta["dimension"])
+        channels = image_encoder.feature_dim
+        self.image_encoder = cast(nn.Module, image_encoder)
+        self.preprocess = image_encoder.preprocess
+        self.use_batch_norm = use_batch_norm
+        self.use_attention_pooling = use_attention_pooling
+        self.hidden_dim = hidden_dim
+        self.pooling = AttentionPooling(channels) if use_attention_pooling else None
+        if isinstance(image_encoder, ClipImageEncoder):
+            self.head = image_encoder.projection[0]
+            if use_batch_norm:
+                raise CaptuneError(
+                    "use_batch_norm belongs to the projection head; CLIP's own image tower has "
+                    "CLIP's projection in its place: choose other --towers"
+                )
+        else:
+            self.head = ProjectionHead(
+                channels, out_dim, hidden_dim=hidden_dim, use_batch_norm=use_batch_norm
+            )
+        if self._embedding_dim() != out_dim:
+            raise CaptuneError(
+                f"image tower {image_encoder.name} embeds into {self._embedding_dim()} dimensions, "
+                f"text tower {self._text_meta['name']} into {out_dim}: choose towers that match"
+            )
+        scale = torch.tensor(1.0)
+        self.register_buffer("logit_scale", scale)
+        self.logit_scale: Tensor
+        mean = torch.tensor(self.preprocess.mean).view(1, 3, 1, 1)
+        std = torch.tensor(self.preprocess.std).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        cast(Any, self).to(memory_format=torch.channels_last)
+
+    def _embedding_dim(self) -> int:
+        last = self.head.output if isinstance(self.head, ProjectionHead) else self.head
+        return int(cast(nn.Linear, last).out_features)
+
+    # -- forward ----------------------------------------------------------------------------
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(N, 3, S, S)`` uint8, or float in 0..1, RGB; to ``(N, D)`` fp32 of unit length."""
+        x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features = self.image_encoder(x)
+        pooled = features.pooled if self.pooling is None else self.pooling(features.map)  # (N, C)
+        return F.normalize(self.head(pooled).float(), dim=-1)
+
+    # -- public encoders --------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Where the image tower is."""
+        return self.logit_scale.device
+
+    @property
+    def suffix(self) -> str:
+        """The flags' mark on every output."""
+        return flag_suffix(self.use_batch_norm, self.use_attention_pooling)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The frozen text tower; that of a reopened run is loaded when first asked for.
+
+        Raises:
+            CaptuneError: it cannot be found, or has other weights than the run was trained with.
+        """
+        if self._text[0] is None:
+            name = str(self._text_meta["name"])
+            if self._text_meta.get("kind") == "own":
+                raise CaptuneError(
+                    f"the run's text encoder {name!r} is its author's own code: hand it in with "
+                    "--text-encoder package.module:factory, or from_pretrained(text_encoder=...)"
+                )
+            self._set_text(load_text_encoder(name, device=self.device))
+        assert self._text[0] is not None
+        return self._text[0]
+
+    def _set_text(self, encoder: TextEncoder) -> None:
+        if encoder.fingerprint != self._text_meta["fingerprint"]:
+            raise CaptuneError(
+                f"text encoder {encoder.name} is not the one the run was trained with "
+                f"({self._text_meta['name']}): weights, tokenizer, prompt or truncation differ"
+            )
+        self._text = (freeze(encoder),)
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        images: ImageLike | Tensor | Sequence[ImageLike],
+        *,
+        batch_size: int = 64,
+        precision: str = "auto",
+    ) -> Tensor:
+        """Embed images: paths, PIL images, or a tensor ``(N, 3, H, W)`` uint8 or float in 0..1.
+
+        Returns:
+            ``(N, D)`` fp32 of unit length, on the model's device. One image gives ``(1, D)``.
+
+        Raises:
+            UnreadableImageError: a path that is no readable image.
+            CaptuneError: a tensor of another form.
+        """
+        was_training = self.training
+        self.eval()
+        precision = choose_precision(precision, self.device)
+        try:
+            with autocast(self.device, precision):
+                parts = [
+                    self(self._pixels(images, start, batch_size).to(self.device))
+                    for start in range(0, _count(images), batch_size)
+                ]
+        finally:
+            self.train(was_training)
+        return torch.cat(parts) if parts else torch.empty(0, self._embedding_dim())
+
+    def _pixels(
+        self, images: ImageLike | Tensor | Sequence[ImageLike], start: int, count: int
+    ) -> Tensor:
+        """A batch ``(n, 3, S, S)`` of the tower's own size."""
+        size = self.preprocess.image_size
+        if isinstance(images, Tensor):
+            batch = images[None] if images.dim() == 3 else images
+            batch = batch[start : start + count]
+            if batch.dim() != 4 or batch.shape[1] != 3:
+                raise CaptuneError(f"images must be (N, 3, H, W) RGB, found {tuple(images.shape)}")
+            if batch.dtype != torch.uint8 and not batch.is_floating_point():
+                raise CaptuneError(f"image tensors are uint8 or float in 0..1, not {batch.dtype}")
+            return batch if batch.shape[-2:] == (size, size) else _resize_tensor(batch, size)
+        several = [images] if isinstance(images, str | Path | Image.Image) else images
+        pictures = (
+            to_rgb(item) if isinstance(item, Image.Image) else load_image(item, least_side=size)
+            for item in several[start : start + count]
+        )
+        return torch.stack([torch.from_numpy(resize_and_crop(p, size)) for p in pictures])
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Embed texts with the frozen tower: ``(N, D)`` fp32 of unit length, on the model's device.
+
+        One string gives ``(1, D)``.
+        """
+        several = [texts] if isinstance(texts, str) else list(texts)
+        parts = [
+            self.text_encoder.encode(several[start : start + batch_size])
+            for start in range(0, len(several), batch_size)
+        ]
+        joined = torch.cat(parts) if parts else torch.empty(0, self._embedding_dim())
+        return joined.to(self.device)
+
+    # -- on disk ----------------------------------------------------------------------------
+    @property
+    def weights_name(self) -> str:
+        """``best_model{suffix}.safetensors``."""
+        return f"best_model{self.suffix}.safetensors"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights, architecture and preprocessing; the text tower is named, not copied."""
+        path = Path(folder)
+        description = cast(ImageEncoder, self.image_encoder).description()
+        flags = {
+            "use_batch_norm": self.use_batch_norm,
+            "use_attention_pooling": self.use_attention_pooling,
+            "hidden_dim": self.hidden_dim,
+        }
+        write_json(
+            path / "image_encoder.json",
+            {"format_version": VERSION, **flags, "encoder": description},
+        )
+        write_json(path / "preprocess.json", self.preprocess.to_dict())
+        write_json(path / "text_encoder.json", {"format_version": VERSION, **self._text_meta})
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        with replacing(path / self.weights_name) as temporary:
+            save_file(state, temporary, metadata={"format": "pt", "captune": str(VERSION)})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        image_encoder: ImageEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> CLIPModel:
+        """The model that :meth:`save_pretrained` wrote; opens offline. In eval mode, on the CPU.
+
+        Args:
+            folder: a run, or any folder that ``save_pretrained`` wrote.
+            image_encoder, text_encoder: needed where the model was made with own towers.
+
+        Raises:
+            CaptuneError: not such a folder, of another version, or weights that do not fit.
+        """
+        path = Path(folder)
+        stated = read_versioned(path / "image_encoder.json", what="run", version=VERSION)
+        text = read_versioned(path / "text_encoder.json", what="run", version=VERSION)
+        preprocess = Preprocess.from_dict(
+            read_versioned(path / "preprocess.json", what="run", version=VERSION)
+        )
+        tower = image_encoder or image_encoder_from_description(stated["encoder"], preprocess)
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._text, model._text_meta = (None,), text
+        model._assemble(
+            tower, stated["use_batch_norm"], stated["use_attention_pooling"], stated["hidden_dim"]
+        )
+        if text_encoder is not None:
+            model._set_text(text_encoder)
+        model._load_weights(path / model.weights_name)
+        return model.eval()
+
+    def _load_weights(self, path: Path) -> None:
+        if not path.is_file():
+            raise CaptuneError(f"no weights at {path}: the run has not finished its first epoch")
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.load_state_dict(state)
+        except Exception as error:  # safetensors raises its own type, torch a RuntimeError
+            lines = str(error).splitlines()
+            detail = " ".join(line.strip() for line in lines)[:300]
+            raise CaptuneError(f"{path} does not fit the run's architecture: {detail}") from None
+
+    @classmethod
+    def from_config(cls, config: Config, *, device: torch.device | str = "cpu") -> CLIPModel:
+        """Both towers, pretrained, as ``config`` names them, with its flags; on ``device``."""
+        image = load_image_encoder(
+            config.image_encoder_name,
+            preprocess=Preprocess() if config.clip_normalisation else None,
+            image_size=config.image_size,
+        )
+        text = load_text_encoder(config.text_encoder_name, device=device)
+        model = cls(
+            text,
+            image_encoder=image,
+            use_batch_norm=config.use_batch_norm,
+            use_attention_pooling=config.use_attention_pooling,
+            hidden_dim=config.hidden_dim,
+            temperature=config.temperature,
+        )
+        return model.to(device)
+
+    @classmethod
+    def zero_shot(cls, name: str) -> CLIPModel:
+        """A CLIP checkpoint as it is: both of its own towers, nothing trained.
+
+        Args:
+            name: hub name or folder of a CLIP of ``transformers``.
+
+        Raises:
+            CaptuneError: not reachable, or not CLIP.
+        """
+        image = load_image_encoder(name)
+        if not isinstance(image, ClipImageEncoder):
+            raise CaptuneError(f"{name} is no CLIP checkpoint with both towers, and no run")
+        # CLIP's own scale is learnt, clipped at 100, and ends there (paper, section 2.5).
+        return cls(load_text_encoder(name), image_encoder=image, temperature=0.01).eval()
+
+
+def text_description(encoder: TextEncoder) -> dict[str, Any]:
+    """What a run keeps of its text tower: enough to name it and to recognise it."""
+    own = not type(encoder).__module__.startswith("captune.")
+    return {
+        "kind": "own" if own else "named",
+        "name": encoder.name,
+        "revision": getattr(encoder, "revision", ""),
+        "fingerprint": encoder.fingerprint,
+        "dimension": encoder.dimension,
+    }
+
+
+def _count(images: ImageLike | Tensor | Sequence[ImageLike]) -> int:
+    if isinstance(images, Tensor):
+        return 1 if images.dim() == 3 else len(images)
+    return 1 if isinstance(images, str | Path | Image.Image) else len(images)
+
+
+def _resize_tensor(batch: Tensor, size: int) -> Tensor:
+    """Shorter side to ``size``, antialiased bicubic, then the centre square; dtype kept."""
+    height, width = batch.shape[-2:]
+    scale = size / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    resized = F.interpolate(
+        batch.float(), size=target, mode="bicubic", antialias=True, align_corners=False
+    )
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    square = resized[..., top : top + size, left : left + size]
+    if batch.dtype == torch.uint8:
+        return square.round().clamp(0, 255).to(torch.uint8)
+    return square.clamp(0, 1)

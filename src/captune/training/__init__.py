@@ -1,0 +1,1 @@
+"""Training: loaders, steps, schedule, resume state, runs on disk, and fit."""

@@ -1,0 +1,113 @@
+"""The resume state: everything that the next step depends on, in one safetensors file.
+
+Tensors (weights, optimiser moments, random states) are the file's body, numbers its JSON header;
+nothing is pickled, and one rename replaces the old state by the new.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from captune.errors import CaptuneError
+from captune.files import replacing
+from captune.training.steps import EpochProgress
+
+VERSION = 1
+
+
+@dataclass
+class TrainingParts:
+    """The live objects whose state makes up a run between two steps."""
+
+    model: nn.Module
+    criterion: Any
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    accelerator: Accelerator
+
+
+def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> None:
+    """Write the state to ``path``, atomically."""
+    optimizer = parts.optimizer.state_dict()
+    tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
+    if isinstance(parts.criterion, nn.Module):
+        tensors |= {f"criterion.{k}": v for k, v in parts.criterion.state_dict().items()}
+    for index, slots in optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        for card, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"random.cuda.{card}"] = state
+    scaler = parts.accelerator.scaler
+    header = {
+        "format_version": VERSION,
+        "progress": asdict(progress),
+        "groups": optimizer["param_groups"],
+        "schedule": _schedule_state(parts.scheduler),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    body = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(body, temporary, metadata={"state": json.dumps(header)})
+
+
+def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
+    """Put ``parts`` back to where :func:`save_state` found them.
+
+    Raises:
+        CaptuneError: no state there, unreadable, of another version, or of another architecture.
+    """
+    if not path.is_file():
+        raise CaptuneError(f"nothing to resume at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CaptuneError(f"{path} cannot be read as a resume state: {error}") from None
+    if header.get("format_version") != VERSION:
+        found = header.get("format_version")
+        raise CaptuneError(f"{path} has format_version {found!r}, this captune reads {VERSION}")
+    try:
+        parts.model.load_state_dict(_below("model.", tensors))
+        if isinstance(parts.criterion, nn.Module):
+            parts.criterion.load_state_dict(_below("criterion.", tensors))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CaptuneError(f"{path} is of another architecture: {detail}") from None
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer.", tensors).items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    parts.optimizer.load_state_dict({"state": slots, "param_groups": header["groups"]})
+    parts.scheduler.load_state_dict(header["schedule"])
+    if header["scaler"] is not None and parts.accelerator.scaler is not None:
+        parts.accelerator.scaler.load_state_dict(header["scaler"])
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available():
+        cards = _below("random.cuda.", tensors)
+        for card in sorted(cards, key=int)[: torch.cuda.device_count()]:
+            torch.cuda.set_rng_state(cards[card], int(card))
+    return EpochProgress(**header["progress"])
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _schedule_state(scheduler: LRScheduler) -> dict[str, Any]:
+    """Its numbers; the lambdas follow from the config."""
+    plain = (int, float, list, bool, type(None))
+    state = {k: v for k, v in scheduler.state_dict().items() if isinstance(v, plain)}
+    return {**state, "lr_lambdas": [None] * len(scheduler.base_lrs)}

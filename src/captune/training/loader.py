@@ -1,0 +1,192 @@
+"""Batches for the training step: pixels from the dataset, text from the bank."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from captune.bank import CaptionBank
+from captune.config import DEFAULT_CONFIG, Config
+from captune.console import say
+from captune.data.dataset import COCOClipDataset, EpochBatches, Sample, SkippingDataset
+from captune.data.pixels import UnreadableImageError
+from captune.device import loader_workers
+from captune.errors import CaptuneError
+from captune.models import CLIPModel
+
+
+class Batch(NamedTuple):
+    """B images, each with the embedding of one of its captions.
+
+    ``pixels (B, 3, S, S)`` uint8; ``text (B, D)`` fp32 unit length; ``images (B,)`` and
+    ``caption_rows (B,)`` int64 rows of the table.
+    """
+
+    pixels: Tensor
+    text: Tensor
+    images: Tensor
+    caption_rows: Tensor
+
+
+class Batches(Protocol):
+    """What the training step reads: :class:`BatchLoader`, or a plain DataLoader made to fit."""
+
+    dataset: COCOClipDataset
+    bank: CaptionBank
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from position ``start`` on."""
+        ...
+
+
+class BatchLoader:
+    """Batches of a dataset, in an order decided by seed and epoch. See :func:`make_loader`.
+
+    Broken image files are left out of their batch, named once and counted in ``unreadable``.
+    """
+
+    def __init__(
+        self,
+        dataset: COCOClipDataset,
+        bank: CaptionBank,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        num_workers: int,
+    ) -> None:
+        if len(bank) != dataset.table.captions.num_rows:
+            raise CaptuneError(
+                f"the caption bank holds {len(bank):,} captions, the dataset "
+                f"{dataset.table.captions.num_rows:,}: build it from dataset.table.texts()"
+            )
+        self.dataset = dataset
+        self.bank = bank
+        self.unreadable: dict[str, str] = {}
+        self._keys = EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        self._loader: DataLoader[Any] = DataLoader(
+            SkippingDataset(dataset),
+            batch_sampler=self._keys,
+            collate_fn=_collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_ignore_interrupt,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        return self._keys.steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from position ``start`` on; one may be empty of images."""
+        self._keys.begin(epoch, start)
+        for pixels, images, caption_rows, broken in self._loader:
+            for error in broken:
+                if error.path not in self.unreadable:
+                    say(f"skipped an unreadable image: {error}")
+                self.unreadable[error.path] = error.reason
+            yield Batch(pixels, self.bank.lookup(caption_rows), images, caption_rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches(0)
+
+
+class _PlainLoader:
+    """A DataLoader over a :class:`COCOClipDataset`, read as :class:`Batches`."""
+
+    def __init__(self, loader: DataLoader[Sample], bank: CaptionBank) -> None:
+        self.loader = loader
+        assert isinstance(loader.dataset, COCOClipDataset)
+        self.dataset = loader.dataset
+        self.bank = bank
+
+    @property
+    def steps(self) -> int:
+        return len(self.loader)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        # Workers are started by the iteration, so they see the epoch set here (kept alive over
+        # epochs, persistent_workers, they would not: make_loader's keys carry it).
+        self.dataset.set_epoch(epoch)
+        for step, sample in enumerate(self.loader):
+            if step >= start:
+                pixels, images, caption_rows, _ = sample
+                yield Batch(pixels, self.bank.lookup(caption_rows), images, caption_rows)
+
+
+def make_loader(
+    dataset: COCOClipDataset,
+    bank: CaptionBank,
+    config: Config = DEFAULT_CONFIG,
+    *,
+    shuffle: bool = True,
+) -> BatchLoader:
+    """Batches of ``dataset`` with its captions' embeddings from ``bank``.
+
+    Args:
+        dataset: images with captions.
+        bank: of ``dataset.table.texts()``.
+        config: batch size, seed and workers are read from it.
+        shuffle: a new order each epoch, last partial batch dropped; else in order, all of it.
+    """
+    return BatchLoader(
+        dataset,
+        bank,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=shuffle,
+        num_workers=loader_workers(config.num_workers),
+    )
+
+
+def with_bank(loader: Any, model: CLIPModel) -> Batches:
+    """``loader`` as :class:`Batches`; a DataLoader without a bank gets one, once, with a line.
+
+    Raises:
+        CaptuneError: the loader is not over a :class:`COCOClipDataset`.
+    """
+    if isinstance(loader, BatchLoader):
+        return loader
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(dataset, COCOClipDataset):
+        raise CaptuneError(
+            f"a loader over COCOClipDataset is needed, found {type(loader).__name__} over "
+            f"{type(dataset).__name__}: use make_loader(dataset, bank, config)"
+        )
+    if not hasattr(loader, "bank"):
+        captions = dataset.table.captions.num_rows
+        say(f"the loader carries no caption bank: building one from its {captions:,} captions")
+        loader.bank = CaptionBank.build(dataset.table.texts(), model.text_encoder)
+    return _PlainLoader(loader, loader.bank)
+
+
+def _collate(
+    items: list[Sample | UnreadableImageError],
+) -> tuple[Tensor, Tensor, Tensor, list[UnreadableImageError]]:
+    """Pixels, image rows and caption rows of what could be read, and what could not."""
+    good = [item for item in items if isinstance(item, Sample)]
+    broken = [item for item in items if isinstance(item, UnreadableImageError)]
+    pixels = torch.stack([s.pixels for s in good]) if good else torch.empty(0, 3, 1, 1).byte()
+    images = torch.tensor([s.image for s in good], dtype=torch.int64)
+    caption_rows = torch.tensor([s.caption_row for s in good], dtype=torch.int64)
+    return pixels, images, caption_rows, broken
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one shall act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,194 @@
+"""A run on disk: one directory that stands alone, one variant in each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captune.config import Config
+from captune.data.sources import Source, open_source
+from captune.data.table import CaptionTable
+from captune.data.tabular import TableOptions
+from captune.encoders.image import ImageEncoder
+from captune.encoders.text import TextEncoder
+from captune.errors import CaptuneError
+from captune.files import read_versioned, replacing, write_json, write_text
+from captune.models import CLIPModel
+
+VERSION = 1
+
+# How a run is computed, not what: these may change when it is resumed.
+MACHINE_KEYS = frozenset({"device", "precision", "num_workers", "save_steps", "log_with"})
+
+TRAINED, SELECTED = "trained", "selected"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a run's data came from, so that ``search`` and ``evaluate`` find it again."""
+
+    data: str = ""
+    options: TableOptions = field(default_factory=TableOptions)
+    train_split: str = "train"
+    val_split: str = "val"
+
+
+class Run:
+    """A run directory; every output carries the flags' suffix."""
+
+    def __init__(self, folder: Path, config: Config, provenance: Provenance) -> None:
+        self.folder = folder
+        self.config = config
+        self.provenance = provenance
+
+    # -- where things are -------------------------------------------------------------------
+    @property
+    def state_path(self) -> Path:
+        """The resume state; gone once the run is complete."""
+        return self.folder / "last" / "state.safetensors"
+
+    @property
+    def weights_path(self) -> Path:
+        """The best model so far."""
+        return self.folder / f"best_model{self.config.suffix}.safetensors"
+
+    def output(self, stem: str, ending: str) -> Path:
+        """``metrics_bn.json`` for ``output("metrics", ".json")`` of a run with BatchNorm."""
+        return self.folder / f"{stem}{self.config.suffix}{ending}"
+
+    # -- its life ---------------------------------------------------------------------------
+    @classmethod
+    def create(cls, folder: str | Path, config: Config, provenance: Provenance) -> Run:
+        """A new run in ``folder``, or the one of the same configuration that is there.
+
+        Raises:
+            CaptuneError: the folder holds another configuration, other data or other files; a
+                free name is suggested.
+        """
+        path = Path(folder)
+        run = cls(path, config, provenance)
+        if (path / "config.json").is_file():
+            existing = cls.open(path)
+            differing = existing.differences(run)
+            if differing:
+                raise CaptuneError(
+                    f"{path} holds a run with another configuration ({', '.join(differing)}): "
+                    f"take --out {free_name(path)}"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CaptuneError(
+                f"{path} is not empty and holds no run: take --out {free_name(path)}"
+            )
+        stated = {"format_version": VERSION, "config": dict(config)}
+        write_json(path / "config.json", stated)
+        data = {
+            "format_version": VERSION,
+            "data": provenance.data,
+            "options": provenance.options.to_dict(),
+            "train_split": provenance.train_split,
+            "val_split": provenance.val_split,
+        }
+        write_json(path / "data.json", data)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """The run in ``folder``.
+
+        Raises:
+            CaptuneError: no run there, or one of another version.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise CaptuneError(f"no run at {path}: give a folder that `captune train` made")
+        stated = read_versioned(path / "config.json", what="run", version=VERSION)
+        data = read_versioned(path / "data.json", what="run", version=VERSION)
+        provenance = Provenance(
+            data["data"],
+            TableOptions.from_dict(data["options"]),
+            data["train_split"],
+            data["val_split"],
+        )
+        return cls(path, Config.from_mapping(stated["config"]), provenance)
+
+    def differences(self, other: Run) -> list[str]:
+        """What differs from ``other``: ``batch_size 128 -> 64``, machine matters left out."""
+        rows = [
+            (key, self.config[key], other.config[key])
+            for key in self.config
+            if key not in MACHINE_KEYS
+        ]
+        rows.append(("data", self.provenance.data, other.provenance.data))
+        rows.append(("columns", self.provenance.options, other.provenance.options))
+        return [f"{key} {old} -> {new}" for key, old, new in rows if old != new]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all epochs are done and the best model is there."""
+        return len(self.history()) >= self.config.num_epochs and self.weights_path.is_file()
+
+    # -- what it holds ----------------------------------------------------------------------
+    def history(self) -> list[dict[str, Any]]:
+        """One object an epoch, in order; empty before the first is done."""
+        path = self.folder / "history.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+    def write_history(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace the history; written whole, so that a resumed epoch stands in it once."""
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_seen(self, train: CaptionTable, val: CaptionTable) -> None:
+        """Keep which images the run trained on and which it selected on."""
+        keys = [*train.file_keys(), *val.file_keys()]
+        roles = [TRAINED] * len(train) + [SELECTED] * len(val)
+        with replacing(self.folder / "seen_images.parquet") as temporary:
+            pq.write_table(pa.table({"image": keys, "role": roles}), temporary)
+
+    def overlap(self, table: CaptionTable) -> dict[str, int]:
+        """How many of ``table``'s images the run trained on, and how many it selected on."""
+        path = self.folder / "seen_images.parquet"
+        if not path.is_file():
+            return {TRAINED: 0, SELECTED: 0}
+        seen = pq.read_table(path)
+        mine = set(table.file_keys())
+        counts = {TRAINED: 0, SELECTED: 0}
+        for image, role in zip(seen["image"].to_pylist(), seen["role"].to_pylist(), strict=True):
+            counts[role] += image in mine
+        return counts
+
+    def load_model(
+        self,
+        *,
+        image_encoder: ImageEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> CLIPModel:
+        """The best model, in eval mode; own towers must be handed in."""
+        return CLIPModel.from_pretrained(
+            self.folder, image_encoder=image_encoder, text_encoder=text_encoder
+        )
+
+    def source(self) -> Source:
+        """The data that the run was trained on.
+
+        Raises:
+            CaptuneError: it was not named, or is no longer there.
+        """
+        if not self.provenance.data:
+            raise CaptuneError(f"{self.folder} does not say where its data lies: name the data")
+        return open_source(self.provenance.data, self.provenance.options)
+
+
+def free_name(folder: Path) -> Path:
+    """The first of ``folder-2``, ``folder-3``, … that is free."""
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.with_name(f"{folder.name}-{number}")

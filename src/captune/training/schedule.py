@@ -1,0 +1,27 @@
+"""The learning rate over a run: linear warm-up, then a cosine to zero."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_within(warmup_steps: int, total_steps: int) -> int:
+    """``warmup_steps``, but never more than a tenth of all steps."""
+    return min(warmup_steps, total_steps // 10)
+
+
+def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The share of the peak rate at ``step`` (0-based): Loshchilov and Hutter 2017, one cycle."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """A scheduler to step once after every optimiser step."""
+    warmup = warmup_within(warmup_steps, total_steps)
+    return LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total_steps))

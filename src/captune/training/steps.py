@@ -1,0 +1,248 @@
+"""One epoch of training, and one validation. `train_step` is the whole of the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from captune.config import DEFAULT_CONFIG, Config
+from captune.device import autocast, best_device, choose_precision
+from captune.errors import CaptuneError
+from captune.losses import Criterion
+from captune.metrics import retrieval_metrics
+from captune.models import CLIPModel
+from captune.training.loader import Batch, Batches, with_bank
+
+STEPS_BETWEEN_READINGS = 10
+
+
+@dataclass
+class EpochProgress:
+    """Where an epoch stands, and its sums so far: all that a resumed epoch needs to go on.
+
+    ``step`` counts batches handed out, so it is also the position in the epoch's order.
+    """
+
+    epoch: int
+    step: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Mean loss, in-batch accuracy in percent (both ways) and images a second."""
+        images = max(1, self.images)
+        return {
+            "train_loss": self.loss_sum / images,
+            "train_accuracy": 100 * self.correct / images,
+            "images_per_second": self.images / max(self.seconds, 1e-9),
+        }
+
+
+def make_accelerator(config: Config, **options: Any) -> Accelerator:
+    """accelerate, with the device and precision that ``config`` asks for."""
+    precision = choose_precision(config.precision, best_device(config.device))
+    # Its state is one for the process; without this a second run could not change precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        cpu=config.device == "cpu",
+        **options,
+    )
+
+
+def train_step(
+    model: CLIPModel,
+    batch: Batch,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    max_grad_norm: float,
+) -> tuple[Tensor, Tensor]:
+    """One step of contrastive training; returns the loss and the in-batch accuracy (0 to 1).
+
+    Both are scalars on the device, not yet synchronised. Accuracy is the mean over both
+    directions of how often the own partner scores best in the batch.
+    """
+    pixels = batch.pixels.to(accelerator.device, non_blocking=True)  # (B, 3, S, S) uint8
+    text = batch.text.to(accelerator.device, non_blocking=True)  # (B, D)
+    with accelerator.autocast():
+        image = model(pixels)  # (B, D)
+    loss = criterion(image, text)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    similarity = image.detach() @ text.T  # (B, B)
+    own = torch.arange(len(similarity), device=similarity.device)
+    hits = (similarity.argmax(0) == own).float() + (similarity.argmax(1) == own).float()
+    return loss.detach(), hits.mean() / 2
+
+
+def train_epoch(
+    model: CLIPModel,
+    train_loader: Any,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    epoch: int = 0,
+    config: Config | Mapping[str, Any] = DEFAULT_CONFIG,
+    *,
+    accelerator: Accelerator | None = None,
+    progress: EpochProgress | None = None,
+    on_step: Callable[[EpochMeter], None] | None = None,
+) -> dict[str, float]:
+    """Train for one epoch.
+
+    Args:
+        model: its image tower and head are trained.
+        train_loader: from :func:`make_loader`, or a plain DataLoader over a
+            :class:`COCOClipDataset` (a caption bank is then built once).
+        criterion: ``(image (B, D), text (B, D)) -> scalar``.
+        optimizer, scheduler: stepped once a batch.
+        epoch: decides order, captions and crops, with the seed.
+        config: ``max_grad_norm``, and what :func:`make_accelerator` reads.
+        accelerator: one at hand; its optimiser must be prepared.
+        progress: where a resumed epoch goes on.
+        on_step: called after every step; ``meter.settle()`` brings its sums up to date.
+
+    Returns:
+        ``train_loss``, ``train_accuracy`` (percent), ``images_per_second``.
+
+    Raises:
+        CaptuneError: the loss is no longer a finite number, or there is no full batch.
+    """
+    config = Config.from_mapping(config)
+    if accelerator is None:
+        accelerator = make_accelerator(config)
+        optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
+    model.to(accelerator.device).train()
+    loader = with_bank(train_loader, model)
+    progress = progress or EpochProgress(epoch)
+    bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")
+    with bar:
+        meter = EpochMeter(progress)
+        for batch in loader.batches(epoch, progress.step):
+            if len(batch.pixels) >= 2:  # one image alone has nothing to be told apart from
+                loss, accuracy = train_step(
+                    model, batch, criterion, optimizer, accelerator, config.max_grad_norm
+                )
+                if scheduler is not None and not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                meter.add(loss, accuracy, len(batch.pixels))
+            progress.step += 1
+            bar.update()
+            if progress.step % STEPS_BETWEEN_READINGS == 0 or progress.step == loader.steps:
+                bar.set_postfix(meter.read(_rate(optimizer)), refresh=False)
+            if on_step is not None:
+                on_step(meter)
+        meter.settle()
+    if progress.images == 0:
+        raise CaptuneError("no batch of at least two readable images: nothing could be trained")
+    return progress.summary()
+
+
+class EpochMeter:
+    """Sums of an epoch, kept on the device until somebody reads them."""
+
+    def __init__(self, progress: EpochProgress) -> None:
+        self.progress = progress
+        self.last_loss = float("nan")
+        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self._since = time.perf_counter()
+
+    def add(self, loss: Tensor, accuracy: Tensor, images: int) -> None:
+        """Note a step without waiting for the device."""
+        self._pending.append((loss, accuracy, images))
+
+    def settle(self) -> None:
+        """Bring the progress up to date; here the device is waited for."""
+        now = time.perf_counter()
+        for loss, accuracy, images in self._pending:
+            self.last_loss = float(loss)
+            if self.last_loss != self.last_loss or abs(self.last_loss) == float("inf"):
+                raise CaptuneError(
+                    f"the loss is {self.last_loss} in epoch {self.progress.epoch + 1}, step "
+                    f"{self.progress.step}: lower learning_rate, or try precision=fp32"
+                )
+            self.progress.loss_sum += self.last_loss * images
+            self.progress.correct += float(accuracy) * images
+            self.progress.images += images
+        self._pending.clear()
+        self.progress.seconds += now - self._since
+        self._since = now
+
+    def read(self, rate: float) -> dict[str, str]:
+        """What the progress bar shows."""
+        self.settle()
+        summary = self.progress.summary()
+        return {
+            "loss": f"{summary['train_loss']:.3f}",
+            "acc": f"{summary['train_accuracy']:.1f}%",
+            "lr": f"{rate:.1e}",
+            "img/s": f"{summary['images_per_second']:.0f}",
+        }
+
+
+def _rate(optimizer: Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])
+
+
+@torch.no_grad()
+def validate(
+    model: CLIPModel,
+    val_loader: Any,
+    criterion: Criterion,
+    config: Config | Mapping[str, Any] = DEFAULT_CONFIG,
+) -> dict[str, Any]:
+    """Loss over batches, and retrieval over the whole split with all its captions.
+
+    Args:
+        model: on its device.
+        val_loader: ``make_loader(..., shuffle=False)``, or a plain DataLoader in order.
+        criterion: as in training; each image stands with the caption drawn for epoch 0.
+        config: ``precision`` and ``device`` are read from it.
+
+    Returns:
+        ``loss`` and what :func:`captune.metrics.retrieval_metrics` gives. Images that cannot be
+        read are left out with their captions; ``images`` and ``captions`` count what was used.
+
+    Raises:
+        CaptuneError: no image could be read.
+    """
+    config = Config.from_mapping(config)
+    was_training = model.training
+    model.eval()
+    loader: Batches = with_bank(val_loader, model)
+    precision = choose_precision(config.precision, model.device)
+    embedded, rows, loss_sum = [], [], 0.0
+    for batch in tqdm(loader.batches(0), total=loader.steps, desc="validating", leave=False):
+        if len(batch.pixels) == 0:
+            continue
+        with autocast(model.device, precision):
+            image = model(batch.pixels.to(model.device))
+        loss_sum += float(criterion(image, batch.text.to(model.device))) * len(image)
+        embedded.append(image.float().cpu())
+        rows.append(batch.images)
+    model.train(was_training)
+    if not rows:
+        raise CaptuneError(f"no image of {loader.dataset.table.describe()} could be read")
+    images = torch.cat(rows)
+    captions, owner = loader.dataset.table.captions_among(images.numpy())
+    metrics = retrieval_metrics(
+        torch.cat(embedded), loader.bank.lookup(captions), torch.from_numpy(owner)
+    )
+    counts = {"images": len(images), "captions": len(captions)}
+    return {"loss": loss_sum / len(images), **counts, **metrics}
