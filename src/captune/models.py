@@ -309,21 +309,26 @@ class CLIPModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Config, *, device: torch.device | str = "cpu") -> CLIPModel:
-        """Both towers, pretrained, as ``config`` names them, with its flags; on ``device``."""
+        """Both towers, pretrained, as ``config`` names them, with its flags; on ``device``.
+
+        The head's first weights are decided by ``config.seed`` alone.
+        """
         image = load_image_encoder(
             config.image_encoder_name,
             preprocess=Preprocess() if config.clip_normalisation else None,
             image_size=config.image_size,
         )
         text = load_text_encoder(config.text_encoder_name, device=device)
-        model = cls(
-            text,
-            image_encoder=image,
-            use_batch_norm=config.use_batch_norm,
-            use_attention_pooling=config.use_attention_pooling,
-            hidden_dim=config.hidden_dim,
-            temperature=config.temperature,
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model = cls(
+                text,
+                image_encoder=image,
+                use_batch_norm=config.use_batch_norm,
+                use_attention_pooling=config.use_attention_pooling,
+                hidden_dim=config.hidden_dim,
+                temperature=config.temperature,
+            )
         return model.to(device)
 
     @classmethod

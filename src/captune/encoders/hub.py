@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,23 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CaptuneError(f"{path} is not a JSON object")
     return config
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Loading without the library's bars and reports of unused weights (one tower of two)."""
+    from transformers.utils import logging
+
+    chatter: Any = logging
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()
 
 
 def _cached(name: str) -> tuple[Path, str] | None:

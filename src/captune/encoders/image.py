@@ -8,7 +8,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from captune.encoders.hub import call_factory, is_factory, locate, read_checkpoint_config
+from captune.encoders.hub import (
+    call_factory,
+    is_factory,
+    locate,
+    quietly,
+    read_checkpoint_config,
+)
 from captune.encoders.text import is_clip
 from captune.errors import CaptuneError, MissingExtraError
 from captune.preprocess import Preprocess
@@ -191,11 +197,13 @@ def load_image_encoder(
         if clip:
             from transformers import CLIPVisionModelWithProjection
 
-            model = CLIPVisionModelWithProjection.from_pretrained(folder)
+            with quietly():
+                model = CLIPVisionModelWithProjection.from_pretrained(folder)
         else:
             from transformers import AutoModel
 
-            model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+            with quietly():
+                model = AutoModel.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CaptuneError(f"image encoder {name} cannot be loaded: {first}") from None

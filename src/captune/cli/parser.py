@@ -1,0 +1,141 @@
+"""What the command line takes. Nothing heavy is imported: ``captune --help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from captune import __version__
+from captune.cli import commands
+from captune.config import FIELDS, RECIPES, TOWERS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; importing it loads nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="captune",
+        description="Teach an image encoder the language of a frozen text encoder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"captune {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_evaluate, _add_search, _add_classify, _add_data):
+        add(subparsers)
+    return parser
+
+
+def _command(subparsers: Any, name: str, run: Any, help: str, **options: Any) -> Any:
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=help,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+    parser.set_defaults(run=run, takes_config=False)
+    return parser
+
+
+def _add_demo(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "demo",
+        commands.demo,
+        "draw pictures, train on them, write a report: no data and no network needed",
+        epilog=_config_help(),
+    )
+    parser.add_argument("--out", default=os.path.join("runs", "demo"), help="the run's folder")
+    parser.add_argument("--images", type=int, help="scenes to train on")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.set_defaults(takes_config=True)
+
+
+def _add_train(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "train",
+        commands.train,
+        "train on a COCO 2014 folder or a table of images and captions",
+        epilog=_config_help(),
+    )
+    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument("--out", help="the run's folder (default runs/<data>{suffix})")
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    _add_table_options(parser)
+    parser.set_defaults(takes_config=True)
+
+
+def _add_evaluate(subparsers: Any) -> None:
+    parser = _command(subparsers, "evaluate", commands.evaluate, "Recall@K of a run, both ways")
+    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="default: the run's own data")
+    _add_split(parser)
+    _add_own_towers(parser)
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+
+def _add_search(subparsers: Any) -> None:
+    parser = _command(subparsers, "search", commands.search, "the pictures that best answer a text")
+    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("query", metavar="QUERY", help='such as "a dog on a beach"')
+    parser.add_argument("-k", type=int, default=5, help="how many (default 5)")
+    parser.add_argument("--data", help="default: the run's own data")
+    _add_split(parser)
+    _add_own_towers(parser)
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def _add_classify(subparsers: Any) -> None:
+    parser = _command(subparsers, "classify", commands.classify, "zero-shot labels of image files")
+    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL")
+    parser.add_argument("--template", action="append", help="prompt with {} (repeatable; averaged)")
+    _add_own_towers(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def _add_data(subparsers: Any) -> None:
+    parser = _command(subparsers, "data", None, "make data")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    demo = _command(
+        kinds, "demo", commands.data_demo, "draw scenes of emoji in the COCO 2014 layout"
+    )
+    demo.add_argument("folder", metavar="DIR")
+    demo.add_argument("--images", type=int, required=True, help="training scenes")
+    demo.add_argument("--seed", type=int, default=0, help="decides all scenes (default 0)")
+
+
+def _add_split(parser: Any) -> None:
+    parser.add_argument("--split", help="default: the validation split")
+
+
+def _add_own_towers(parser: Any) -> None:
+    own = parser.add_argument_group("runs with towers of one's own")
+    own.add_argument("--image-encoder", default="", metavar="package.module:factory")
+    own.add_argument("--text-encoder", default="", metavar="package.module:factory")
+
+
+def _add_table_options(parser: Any) -> None:
+    table = parser.add_argument_group("own tables")
+    table.add_argument("--image-column", default="", metavar="NAME")
+    table.add_argument("--caption-column", action="append", default=[], metavar="NAME")
+    table.add_argument("--caption", default="", metavar="TEMPLATE", help="'{title}, {colour}'")
+    table.add_argument("--val", default="", metavar="FILE", help="a table to validate on")
+
+
+def _config_help() -> str:
+    """Every config key with its default, below the options."""
+    lines = ["config values, written key=value or --key value after the rest:"]
+    for key, spec in FIELDS.items():
+        choices = spec.metadata.get("choices")
+        kinds = f" ({', '.join(choices)})" if choices else ""
+        lines.append(f"  {key:<22} {spec.default!r:<16} {spec.metadata['help']}{kinds}")
+    lines += ["", "recipes:", *(f"  {name:<14} {r.summary}" for name, r in RECIPES.items())]
+    lines += ["", "towers:", *(f"  {name:<14} {t.summary}" for name, t in TOWERS.items())]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Measuring a model: retrieval both ways, text queries, zero-shot classification."""

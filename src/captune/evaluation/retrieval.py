@@ -1,0 +1,85 @@
+"""Recall of a model on a table, and the pictures that best answer a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from captune.bank import CaptionBank
+from captune.data.table import CaptionTable
+from captune.errors import CaptuneError
+from captune.evaluation.embeddings import ImageEmbeddings
+from captune.metrics import retrieval_metrics
+from captune.models import CLIPModel
+
+
+def evaluate_retrieval(
+    table: CaptionTable, embeddings: ImageEmbeddings, bank: CaptionBank
+) -> dict[str, Any]:
+    """Recall@K in percent, median rank and rsum, with all captions of the images that were read.
+
+    Image→text: any of the image's captions counts. Ties count against the query.
+
+    Returns:
+        ``data``, ``split``, ``images``, ``captions``, ``split_digest``, ``unreadable_images``,
+        ``image_to_text``, ``text_to_image``, ``rsum``.
+    """
+    captions, owner = table.captions_among(embeddings.rows)
+    metrics = retrieval_metrics(embeddings.vectors, bank.lookup(captions), torch.from_numpy(owner))
+    return {
+        "data": table.name,
+        "split": table.split,
+        "images": len(embeddings.rows),
+        "captions": len(captions),
+        "split_digest": table.digest,
+        "unreadable_images": embeddings.unreadable,
+        **metrics,
+    }
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image found for a query: cosine similarity, and the first of its own captions."""
+
+    image: str
+    score: float
+    caption: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def search_images(
+    model: CLIPModel,
+    table: CaptionTable,
+    embeddings: ImageEmbeddings,
+    queries: Sequence[str],
+    *,
+    k: int = 5,
+) -> list[list[Hit]]:
+    """The ``k`` images that are nearest to each query, best first.
+
+    Raises:
+        CaptuneError: ``k`` below 1, or an empty query.
+    """
+    if k < 1:
+        raise CaptuneError(f"at least one picture must be asked for, found k={k}")
+    if any(not query.strip() for query in queries):
+        raise CaptuneError("an empty query matches nothing: say what to look for")
+    text = model.encode_text(list(queries)).cpu()  # (Q, D)
+    scores = text @ embeddings.vectors.T  # (Q, n)
+    best = scores.topk(min(k, scores.shape[1]), dim=1)
+    found = []
+    for values, columns in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        rows = [int(embeddings.rows[column]) for column in columns]
+        found.append(
+            [
+                Hit(str(table.path(row)), value, table.caption(int(table.captions_of(row)[0])))
+                for row, value in zip(rows, values, strict=True)
+            ]
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Pictures and the page that tells a run: figures are returned, never shown."""

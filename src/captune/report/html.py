@@ -1,0 +1,83 @@
+"""One self-contained page: pictures are inside it, it opens offline and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from captune.data.pixels import load_image
+from captune.files import write_text
+from captune.report.plots import THUMBNAIL, QueryAnswer
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A line of the table of results: a name and a metrics object, or why there is none."""
+
+    name: str
+    metrics: dict[str, Any] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A caption whose own picture was not found first."""
+
+    answer: QueryAnswer
+    own_image: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page tells, in its order."""
+
+    title: str
+    summary: str
+    before: Sequence[QueryAnswer]
+    after: Sequence[QueryAnswer]
+    queries_note: str
+    results: Sequence[ResultRow]
+    results_note: str
+    failures: Sequence[Failure] = ()
+    figures: Sequence[tuple[str, Path]] = ()
+    commands: Sequence[tuple[str, str]] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    attribution: str = ""
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Render ``report`` and write it to ``path``, atomically."""
+    environment = Environment(
+        loader=PackageLoader("captune", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["thumbnail"] = _thumbnail
+    environment.filters["png"] = _png
+    page = environment.get_template("report.html.j2").render(
+        report=report, pairs=list(zip(report.before, report.after, strict=True))
+    )
+    write_text(path, page)
+
+
+def _thumbnail(path: str) -> str:
+    """An image file as a small JPEG in a data URI."""
+    image = load_image(path, least_side=THUMBNAIL // 2)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _png(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,125 @@
+"""Figures: training curves, answers to text queries, zero-shot bars. Each returns a Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from captune.data.pixels import load_image
+from captune.evaluation.retrieval import Hit
+from captune.evaluation.zeroshot import Prediction
+from captune.files import replacing
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2563a8", "#d97706", "#1a7f37", "#b42318", "#8a8f98"
+THUMBNAIL = 192
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """A query and its best pictures; ``right`` says which truly match, where that is known.
+
+    ``note`` is a word on the query, such as how many pictures of the gallery match.
+    """
+
+    query: str
+    hits: Sequence[Hit]
+    right: Sequence[bool] | None = None
+    note: str = ""
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Loss on train and validation, and Recall@1 and @5 on validation, over epochs."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    loss, recall = figure.subplots(1, 2)
+    loss.plot(epochs, [r["train_loss"] for r in history], "o-", color=BLUE, label="train")
+    loss.plot(epochs, [r["val_loss"] for r in history], "o-", color=ORANGE, label="validation")
+    loss.set_title("InfoNCE loss (validation: other batches, so compare the shape)", fontsize=9)
+    for direction, color, label in (
+        ("image_to_text", BLUE, "image→text"),
+        ("text_to_image", ORANGE, "text→image"),
+    ):
+        for k, style in (("R@1", "o-"), ("R@5", "o--")):
+            values = [row[direction][k] for row in history]
+            recall.plot(epochs, values, style, color=color, label=f"{label} {k}")
+    recall.set_title("Recall on validation, percent", fontsize=9)
+    recall.set_ylim(bottom=0)
+    for axes in (loss, recall):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8, frameon=False)
+        _open(axes)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def retrieval_sheet(answers: Sequence[QueryAnswer], title: str = "") -> Figure:
+    """A row of pictures for each query, best first, with their cosine similarities."""
+    columns = max(1, max((len(answer.hits) for answer in answers), default=1))
+    rows = max(1, len(answers))
+    figure = Figure(figsize=(1.75 * columns, 2.25 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for band, answer in zip(figure.subfigures(rows, 1, squeeze=False)[:, 0], answers, strict=False):
+        band.suptitle(f"“{_short(answer.query, 24 * columns)}”", fontsize=10, x=0.01, ha="left")
+        for place, axes in enumerate(band.subplots(1, columns, squeeze=False)[0]):
+            axes.axis("off")
+            if place < len(answer.hits):
+                _picture(axes, answer.hits[place].image)
+                right = answer.right[place] if answer.right else None
+                mark, color = {None: ("", "black"), True: ("✓ ", GREEN), False: ("✗ ", RED)}[right]
+                score = f"{mark}{answer.hits[place].score:.2f}"
+                axes.set_title(score, fontsize=8, color=color, pad=2)
+    return figure
+
+
+def zero_shot_bars(
+    predictions: Sequence[Prediction], truths: Sequence[str | None] = (), title: str = ""
+) -> Figure:
+    """Each image beside the probabilities of its five likeliest labels; the true one is green."""
+    rows = max(1, len(predictions))
+    figure = Figure(figsize=(7.5, 1.9 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[1, 2.6])
+    for place, (row, prediction) in enumerate(zip(grid, predictions, strict=False)):
+        row[0].axis("off")
+        _picture(row[0], prediction.image)
+        likeliest = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
+        labels = [_short(label, 28) for label, _ in likeliest]
+        values = [100 * value for _, value in likeliest]
+        truth = truths[place] if truths else None
+        colors = [GREEN if label == truth else GREY if truth else BLUE for label, _ in likeliest]
+        bars = row[1].barh(range(len(labels)), values, color=colors)
+        row[1].bar_label(bars, fmt="%.0f %%", fontsize=8, padding=3)
+        row[1].set_yticks(range(len(labels)), labels, fontsize=8)
+        row[1].invert_yaxis()
+        row[1].set_xlim(0, 112)
+        row[1].set_xticks([])
+        _open(row[1])
+    return figure
+
+
+def _picture(axes: Axes, path: str) -> None:
+    image = load_image(path, least_side=THUMBNAIL // 2)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    axes.imshow(image)
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _open(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,180 @@
+"""Evaluate, search and classify with a run, or with a CLIP of the hub in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captune.bank import CaptionBank
+from captune.config import DEFAULT_CONFIG
+from captune.console import say
+from captune.data.pixels import UnreadableImageError
+from captune.data.sources import Source, open_source
+from captune.data.table import CaptionTable
+from captune.data.tabular import TableOptions
+from captune.device import best_device
+from captune.encoders.image import load_image_encoder
+from captune.encoders.text import load_text_encoder
+from captune.errors import CaptuneError
+from captune.evaluation.embeddings import ImageEmbeddings, embed_images
+from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
+from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
+from captune.files import write_json
+from captune.models import CLIPModel
+from captune.training.run import SELECTED, TRAINED, Run
+
+
+@dataclass(frozen=True)
+class OwnTowers:
+    """Factories, named by the user, of the towers that a run's files cannot rebuild."""
+
+    image_encoder: str = ""
+    text_encoder: str = ""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to use, and the run it is from (none for zero-shot CLIP)."""
+
+    model: CLIPModel
+    run: Run | None
+    name: str
+
+    @property
+    def cache(self) -> Path | None:
+        """Where its image embeddings are kept."""
+        return self.run.folder / "embeddings" if self.run else None
+
+
+def open_model(name: str, own: OwnTowers | None = None) -> Opened:
+    """A run folder, or a CLIP checkpoint (folder or hub name) as it is.
+
+    Raises:
+        CaptuneError: it is neither, or cannot be loaded.
+    """
+    own = own or OwnTowers()
+    folder = Path(name).expanduser()
+    device = best_device()
+    if (folder / "data.json").is_file():
+        run = Run.open(folder)
+        image = load_image_encoder(own.image_encoder) if own.image_encoder else None
+        text = load_text_encoder(own.text_encoder) if own.text_encoder else None
+        model = run.load_model(image_encoder=image, text_encoder=text)
+        return Opened(model.to(device), run, str(folder))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CaptuneError(f"{folder} is neither a run of `captune train` nor a CLIP checkpoint")
+    if not folder.is_dir() and (folder.exists() or name.count("/") != 1 or name[0] in "./~"):
+        raise CaptuneError(f"no run at {name}: give a folder that `captune train` made")
+    return Opened(CLIPModel.zero_shot(name).to(device), None, name)
+
+
+def open_table(
+    opened: Opened, data: str | None, split: str | None, options: TableOptions
+) -> CaptionTable:
+    """The table that a command works on: named, or the run's validation split.
+
+    Raises:
+        CaptuneError: nothing is named and no run says where its data lies.
+    """
+    if data is not None:
+        source: Source = open_source(data, options)
+        return source.table(split or source.evaluation_split)
+    if opened.run is None:
+        raise CaptuneError(f"{opened.name} is no run: name the data to evaluate on")
+    return opened.run.source().table(split or opened.run.provenance.val_split)
+
+
+def measure(
+    opened: Opened, table: CaptionTable, *, cached: bool = True
+) -> tuple[dict[str, Any], ImageEmbeddings]:
+    """The metrics object of a model on a table, with what the reader must know about it."""
+    config = opened.run.config if opened.run else DEFAULT_CONFIG
+    embeddings = embed_images(opened.model, table, cache=opened.cache if cached else None)
+    if embeddings.unreadable and table.split.startswith("karpathy-"):
+        raise CaptuneError(
+            f"{table.split} is scored whole or not at all, and {embeddings.unreadable} of its "
+            "images cannot be read: fetch them again"
+        )
+    bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
+    result = evaluate_retrieval(table, embeddings, bank)
+    overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
+    return {
+        **result,
+        "model": opened.name,
+        "images_seen_in_training": overlap[TRAINED],
+        "images_seen_in_selection": overlap[SELECTED],
+        "notes": overlap_notes(overlap),
+    }, embeddings
+
+
+def overlap_notes(overlap: dict[str, int]) -> list[str]:
+    """Plain words on images that the run has met before; empty where there are none."""
+    notes = []
+    if overlap[TRAINED]:
+        notes.append(
+            f"{overlap[TRAINED]:,} of these images were trained on: this is no held-out result"
+        )
+    if overlap[SELECTED]:
+        notes.append(
+            f"the best epoch was chosen on {overlap[SELECTED]:,} of these images: slightly "
+            "optimistic, report a test split"
+        )
+    return notes
+
+
+def evaluate(
+    name: str,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    options: TableOptions | None = None,
+    own: OwnTowers | None = None,
+) -> dict[str, Any]:
+    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``."""
+    opened = open_model(name, own)
+    table = open_table(opened, data, split, options or TableOptions())
+    result, _ = measure(opened, table)
+    for note in result["notes"]:
+        say(f"note: {note}")
+    if opened.run is not None:
+        write_json(opened.run.output("metrics", ".json"), result)
+    return result
+
+
+def search(
+    name: str,
+    query: str,
+    *,
+    k: int = 5,
+    data: str | None = None,
+    split: str | None = None,
+    options: TableOptions | None = None,
+    own: OwnTowers | None = None,
+) -> list[Hit]:
+    """The ``k`` images that best answer ``query``."""
+    opened = open_model(name, own)
+    table = open_table(opened, data, split, options or TableOptions())
+    embeddings = embed_images(opened.model, table, cache=opened.cache)
+    return search_images(opened.model, table, embeddings, [query], k=k)[0]
+
+
+def classify_files(
+    name: str,
+    images: Sequence[str],
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    own: OwnTowers | None = None,
+) -> list[Prediction]:
+    """Zero-shot labels of image files.
+
+    Raises:
+        CaptuneError: a file that is no readable image, or fewer than two labels.
+    """
+    model = open_model(name, own).model
+    try:
+        return classify(model, list(images), list(labels), templates=templates)
+    except UnreadableImageError as error:
+        raise CaptuneError(f"cannot read the image {error}") from None

@@ -1,0 +1,90 @@
+"""train: data on disk in, a trained, measured run with its page out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captune.config import Config
+from captune.console import say
+from captune.data.sources import Source, open_source
+from captune.data.table import CaptionTable
+from captune.data.tabular import TableOptions
+from captune.files import write_json
+from captune.training.fit import fit
+from captune.training.run import Provenance, Run
+from captune.workflow.story import Subject, sample_subject, tell
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained run, its metrics object and its page."""
+
+    run: Run
+    metrics: dict[str, Any]
+    page: Path
+
+
+def default_out(data: str, config: Config) -> Path:
+    """``runs/<data>{suffix}``."""
+    path = Path(data)
+    return Path("runs") / f"{path.stem if path.is_file() else path.resolve().name}{config.suffix}"
+
+
+def train(
+    data: str,
+    *,
+    config: Config,
+    out: str | Path | None = None,
+    options: TableOptions | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Train on ``data``, measure on its validation split, and write pictures and page.
+
+    Raises:
+        CaptuneError: wrong data, an occupied folder, a tower that cannot be loaded.
+        TrainingStopped: Ctrl-C; everything is saved.
+    """
+    source = open_source(data, options)
+    return train_and_tell(
+        source,
+        Provenance(
+            str(Path(data).expanduser().resolve()),
+            options or TableOptions(),
+            config.train_split,
+            config.val_split or source.val_split,
+        ),
+        config=config,
+        out=Path(out) if out else default_out(data, config),
+        resume=resume,
+    )
+
+
+def train_and_tell(
+    source: Source,
+    provenance: Provenance,
+    *,
+    config: Config,
+    out: Path,
+    resume: bool,
+    subject: Subject | None = None,
+) -> Outcome:
+    """Train, then tell: ``subject`` is what the page is about, default the validation split."""
+    train_table = source.table(provenance.train_split)
+    val_table = source.table(provenance.val_split)
+    _warn_of_shared_images(train_table, val_table)
+    run = fit(train_table, val_table, out=out, config=config, resume=resume, provenance=provenance)
+    say(f"measuring on {(subject.table if subject else val_table).describe()}")
+    metrics, page = tell(run, subject or sample_subject(run, val_table))
+    write_json(run.output("metrics", ".json"), metrics)
+    return Outcome(run, metrics, page)
+
+
+def _warn_of_shared_images(train: CaptionTable, val: CaptionTable) -> None:
+    shared = set(train.file_keys()) & set(val.file_keys())
+    if shared:
+        say(
+            f"note: {len(shared):,} images of {val.split} are in {train.split} too: validation "
+            "will look better than it is"
+        )
