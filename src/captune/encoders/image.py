@@ -204,7 +204,7 @@ def load_image_encoder(
 
             with quietly():
                 model = AutoModel.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CaptuneError(f"image encoder {name} cannot be loaded: {first}") from None
     kind = ClipImageEncoder if clip else TransformersImageEncoder

