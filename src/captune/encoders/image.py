@@ -109,7 +109,7 @@ class ClipImageEncoder(nn.Module):
         self.name = name
         self.revision = revision
         self.preprocess = preprocess
-        self.feature_dim = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        self.feature_dim = _probe(self, model, preprocess, name)
 
     def forward(self, pixels: Tensor) -> Features:
         output = self.model(pixel_values=pixels)

@@ -26,7 +26,7 @@ from captune.models import CLIPModel
 from captune.training.checkpoint import TrainingParts, load_state, save_state
 from captune.training.loader import BatchLoader, make_loader
 from captune.training.run import Provenance, Run, free_name
-from captune.training.schedule import warmup_cosine, warmup_within
+from captune.training.schedule import rate_factor, warmup_cosine, warmup_within
 from captune.training.steps import (
     STEPS_BETWEEN_READINGS,
     EpochMeter,
@@ -175,7 +175,6 @@ class _Fit:
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
-        rate = float(self.parts.optimizer.param_groups[0]["lr"])
         trained = train_epoch(
             self.model,
             self.train_loader,
@@ -192,11 +191,18 @@ class _Fit:
         return {
             "epoch": progress.epoch + 1,
             "step": self._global_step(progress),
-            "learning_rate": rate,
+            "learning_rate": self._rate_at_start(progress.epoch),
             **trained,
             "unreadable_images": len(self.train_loader.unreadable),
             **{("val_loss" if key == "loss" else key): v for key, v in validated.items()},
         }
+
+    def _rate_at_start(self, epoch: int) -> float:
+        """The rate of an epoch's first step, from the schedule: a resumed epoch has the same."""
+        config, steps = self.run.config, self.train_loader.steps
+        total = steps * config.num_epochs
+        warmup = warmup_within(config.warmup_steps, total)
+        return config.learning_rate * rate_factor(epoch * steps, warmup, total)
 
     def _global_step(self, progress: EpochProgress) -> int:
         return progress.epoch * self.train_loader.steps + progress.step

@@ -22,11 +22,11 @@ from captune.workflow.train import Outcome, train_and_tell
 DEMO_CONFIG = Config(
     towers="minilm-lite0",
     image_size=128,
-    batch_size=64,
-    num_epochs=6,
-    learning_rate=5e-4,
+    batch_size=32,
+    num_epochs=3,
+    learning_rate=1e-3,
 )
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 1500, 200, 500
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 2000, 300, 500
 
 Things = Counter[tuple[str, str]]
 """How often each ``(name, category)`` stands in a scene."""
