@@ -41,9 +41,9 @@ def test_learns_to_tell_scenes_apart(tables: Tables, config: Config, tmp_path: P
     run = fit(train, val, out=tmp_path / "run", config=config.replace(num_epochs=30))
     history = run.history()
     assert [row["epoch"] for row in history] == list(range(1, 31))
-    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
-    # 8 images with 5 captions each; chance: R@5 is 62.5 from text to image.
-    assert max(row["rsum"] for row in history) > history[0]["rsum"] + 30
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    # 8 images with 5 captions each: ranking by chance has an rsum of 315.
+    assert history[0]["rsum"] < 400 and max(row["rsum"] for row in history) > 450
     assert run.is_complete and not run.state_path.exists()
 
 

@@ -47,8 +47,8 @@ def _of(*categories: str) -> Callable[[Things], bool]:
 # banana is a fruit.
 QUERIES: dict[str, Callable[[Things], bool]] = {
     "red hearts": _named("red heart"),
-    "a guitar": _named("guitar"),
-    "a cat": _named("cat", "cat face", "black cat"),
+    "a monkey": _named("monkey", "monkey face"),
+    "a microscope": _named("microscope"),
     "fruit": _of("fruit"),
     "something to eat": _of(*EDIBLE),
     "animals": _of(*LIVING),

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from captune.bank import CaptionBank
-from captune.config import DEFAULT_CONFIG
+from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
 from captune.data.pixels import UnreadableImageError
 from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.device import best_device
+from captune.encoders.hub import is_factory
 from captune.encoders.image import load_image_encoder
 from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
@@ -32,6 +33,12 @@ class OwnTowers:
 
     image_encoder: str = ""
     text_encoder: str = ""
+
+    @classmethod
+    def of(cls, config: Config) -> OwnTowers:
+        """The factories in a config that the user has just given (never one read from a run)."""
+        named = (config.image_encoder, config.text_encoder)
+        return cls(*(name if is_factory(name) else "" for name in named))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from captune.report.plots import (
     zero_shot_bars,
 )
 from captune.training.run import Run
-from captune.workflow.evaluate import Opened, measure
+from captune.workflow.evaluate import OwnTowers, measure, open_model
 
 SAMPLE_QUERIES = 6
 FAILURES = 5
@@ -99,14 +99,18 @@ def measure_before(run: Run, subject: Subject) -> Before:
 
 
 def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
-    """Measure the run on the subject's table and write pictures, metrics and page.
+    """Measure the run on the subject's table and write its pictures and page.
+
+    Args:
+        run: one whose config the user has just given: factories that it names are called.
+        subject: what the page is about.
 
     Returns:
         The metrics object and the path of the page.
     """
     before = measure_before(run, subject)
-    model = run.load_model().to(best_device(run.config.device))
-    opened = Opened(model, run, str(run.folder))
+    opened = open_model(str(run.folder), OwnTowers.of(run.config))
+    model = opened.model
     metrics, embeddings = measure(opened, subject.table)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     answers = _answers(subject, hits)
