@@ -136,6 +136,7 @@ class CaptionBank:
             raise CaptuneError(f"the caption bank in {folder} is damaged ({error})") from None
         expected = (stated["distinct"], stated["dimension"])
         if embeddings.shape != expected or len(rows) != stated["captions"]:
+            embeddings._mmap.close()
             raise CaptuneError(f"the caption bank in {folder} is damaged: wrong shape")
         return cls(embeddings, rows, fingerprint)
 

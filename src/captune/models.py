@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.config import DEFAULT_CONFIG, Config, flag_suffix
-from captune.data.pixels import load_image, resize_and_crop, to_rgb
+from captune.data.pixels import Images, image_batches
 from captune.device import autocast, choose_precision
 from captune.encoders.head import AttentionPooling, ProjectionHead
 from captune.encoders.image import (
@@ -23,14 +22,12 @@ from captune.encoders.image import (
     image_encoder_from_description,
     load_image_encoder,
 )
-from captune.encoders.text import TextEncoder, freeze, load_text_encoder
+from captune.encoders.text import TextEncoder, freeze, load_text_encoder, text_description
 from captune.errors import CaptuneError
 from captune.files import read_versioned, replacing, write_json
 from captune.preprocess import Preprocess
 
 VERSION = 1
-
-ImageLike = str | Path | Image.Image
 
 
 class CLIPModel(nn.Module):
@@ -174,7 +171,7 @@ class CLIPModel(nn.Module):
     @torch.no_grad()
     def encode_image(
         self,
-        images: ImageLike | Tensor | Sequence[ImageLike],
+        images: Images,
         *,
         batch_size: int = 64,
         precision: str = "auto",
@@ -194,32 +191,12 @@ class CLIPModel(nn.Module):
         try:
             with autocast(self.device, precision):
                 parts = [
-                    self(self._pixels(images, start, batch_size).to(self.device))
-                    for start in range(0, _count(images), batch_size)
+                    self(batch.to(self.device))
+                    for batch in image_batches(images, self.preprocess.image_size, batch_size)
                 ]
         finally:
             self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self._embedding_dim())
-
-    def _pixels(
-        self, images: ImageLike | Tensor | Sequence[ImageLike], start: int, count: int
-    ) -> Tensor:
-        """A batch ``(n, 3, S, S)`` of the tower's own size."""
-        size = self.preprocess.image_size
-        if isinstance(images, Tensor):
-            batch = images[None] if images.dim() == 3 else images
-            batch = batch[start : start + count]
-            if batch.dim() != 4 or batch.shape[1] != 3:
-                raise CaptuneError(f"images must be (N, 3, H, W) RGB, found {tuple(images.shape)}")
-            if batch.dtype != torch.uint8 and not batch.is_floating_point():
-                raise CaptuneError(f"image tensors are uint8 or float in 0..1, not {batch.dtype}")
-            return batch if batch.shape[-2:] == (size, size) else _resize_tensor(batch, size)
-        several = [images] if isinstance(images, str | Path | Image.Image) else images
-        pictures = (
-            to_rgb(item) if isinstance(item, Image.Image) else load_image(item, least_side=size)
-            for item in several[start : start + count]
-        )
-        return torch.stack([torch.from_numpy(resize_and_crop(p, size)) for p in pictures])
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Tensor:
@@ -346,36 +323,3 @@ class CLIPModel(nn.Module):
             raise CaptuneError(f"{name} is no CLIP checkpoint with both towers, and no run")
         # CLIP's own scale is learnt, clipped at 100, and ends there (paper, section 2.5).
         return cls(load_text_encoder(name), image_encoder=image, temperature=0.01).eval()
-
-
-def text_description(encoder: TextEncoder) -> dict[str, Any]:
-    """What a run keeps of its text tower: enough to name it and to recognise it."""
-    own = not type(encoder).__module__.startswith("captune.")
-    return {
-        "kind": "own" if own else "named",
-        "name": encoder.name,
-        "revision": getattr(encoder, "revision", ""),
-        "fingerprint": encoder.fingerprint,
-        "dimension": encoder.dimension,
-    }
-
-
-def _count(images: ImageLike | Tensor | Sequence[ImageLike]) -> int:
-    if isinstance(images, Tensor):
-        return 1 if images.dim() == 3 else len(images)
-    return 1 if isinstance(images, str | Path | Image.Image) else len(images)
-
-
-def _resize_tensor(batch: Tensor, size: int) -> Tensor:
-    """Shorter side to ``size``, antialiased bicubic, then the centre square; dtype kept."""
-    height, width = batch.shape[-2:]
-    scale = size / min(height, width)
-    target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    resized = F.interpolate(
-        batch.float(), size=target, mode="bicubic", antialias=True, align_corners=False
-    )
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    square = resized[..., top : top + size, left : left + size]
-    if batch.dtype == torch.uint8:
-        return square.round().clamp(0, 255).to(torch.uint8)
-    return square.clamp(0, 1)

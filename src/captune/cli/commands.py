@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from captune.config import DEFAULT_CONFIG, Config
+from captune.config import Config
 
 EXIT_INTERRUPTED = 130
 
@@ -27,7 +27,7 @@ def demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
 def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from captune.workflow.train import train
 
-    config = Config.from_mapping({**DEFAULT_CONFIG, **overrides})
+    config = Config.from_mapping(overrides)
     options = _table_options(arguments)
     return _report_training(
         lambda: train(
@@ -50,7 +50,10 @@ def _report_training(work: Any, arguments: argparse.Namespace) -> int:
         print(f"captune: {stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
     _print_metrics(outcome.metrics, arguments.json)
-    print(f"run    {outcome.run.folder}\nreport {outcome.page}", file=sys.stderr)
+    if not arguments.json:
+        print(f"\nrun    {outcome.run.folder}\nreport {outcome.page}")
+        for caption, command in outcome.commands:
+            print(f"\n{caption}\n  {command}")
     return 0
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from captune.errors import CaptuneError
+
+ImageLike = str | Path | Image.Image
+Images = ImageLike | Tensor | Sequence[ImageLike]
+"""One picture or several; a tensor is ``(N, 3, H, W)`` or ``(3, H, W)`` RGB."""
 
 Pixels = npt.NDArray[np.uint8]
 """``(3, S, S)`` RGB."""
@@ -100,6 +110,46 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixe
 def flipped(pixels: Pixels) -> Pixels:
     """Left and right exchanged; ``(3, S, S)`` in and out."""
     return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def image_batches(images: Images, size: int, batch_size: int) -> Iterator[Tensor]:
+    """Pictures of any kind as batches ``(n, 3, size, size)``, uint8 or float in 0..1.
+
+    Raises:
+        UnreadableImageError: a path that is no readable image.
+        CaptuneError: a tensor of another form.
+    """
+    if isinstance(images, Tensor):
+        whole = images[None] if images.dim() == 3 else images
+        if whole.dim() != 4 or whole.shape[1] != 3:
+            raise CaptuneError(f"images must be (N, 3, H, W) RGB, found {tuple(images.shape)}")
+        if whole.dtype != torch.uint8 and not whole.is_floating_point():
+            raise CaptuneError(f"image tensors are uint8 or float in 0..1, not {whole.dtype}")
+        for batch in torch.split(whole, batch_size):
+            yield batch if batch.shape[-2:] == (size, size) else _resize_tensor(batch, size)
+        return
+    several = [images] if isinstance(images, str | Path | Image.Image) else images
+    for start in range(0, len(several), batch_size):
+        pictures = (
+            to_rgb(item) if isinstance(item, Image.Image) else load_image(item, least_side=size)
+            for item in several[start : start + batch_size]
+        )
+        yield torch.stack([torch.from_numpy(resize_and_crop(p, size)) for p in pictures])
+
+
+def _resize_tensor(batch: Tensor, size: int) -> Tensor:
+    """Shorter side to ``size``, antialiased bicubic, then the centre square; dtype kept."""
+    height, width = batch.shape[-2:]
+    scale = size / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    resized = F.interpolate(
+        batch.float(), size=target, mode="bicubic", antialias=True, align_corners=False
+    )
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    square = resized[..., top : top + size, left : left + size]
+    if batch.dtype == torch.uint8:
+        return square.round().clamp(0, 255).to(torch.uint8)
+    return square.clamp(0, 1)
 
 
 def _channels_first(image: Image.Image) -> Pixels:

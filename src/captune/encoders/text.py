@@ -194,6 +194,18 @@ def freeze(encoder: TextEncoder) -> TextEncoder:
     return encoder
 
 
+def text_description(encoder: TextEncoder) -> dict[str, Any]:
+    """What a run keeps of its text tower: enough to name it and to recognise it."""
+    own = not type(encoder).__module__.startswith("captune.")
+    return {
+        "kind": "own" if own else "named",
+        "name": encoder.name,
+        "revision": getattr(encoder, "revision", ""),
+        "fingerprint": encoder.fingerprint,
+        "dimension": encoder.dimension,
+    }
+
+
 def _frozen(model: nn.Module) -> Any:
     return model.requires_grad_(False).eval()
 

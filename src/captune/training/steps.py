@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class EpochProgress:
 def make_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate, with the device and precision that ``config`` asks for."""
     precision = choose_precision(config.precision, best_device(config.device))
-    # Its state is one for the process; without this a second run could not change precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
+    # Its state is one for the process; without this a second run could not change precision. Under
+    # a launcher the process group is part of it and stays.
+    AcceleratorState._reset_state(reset_partial_state=os.environ.get("WORLD_SIZE", "1") == "1")
     return Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=config.device == "cpu",

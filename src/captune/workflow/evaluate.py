@@ -93,12 +93,22 @@ def open_table(
     return opened.run.source().table(split or opened.run.provenance.val_split)
 
 
-def measure(
-    opened: Opened, table: CaptionTable, *, cached: bool = True
-) -> tuple[dict[str, Any], ImageEmbeddings]:
+def embed(opened: Opened, table: CaptionTable) -> ImageEmbeddings:
+    """The table's images, embedded in the precision that the run was validated in."""
+    config = opened.run.config if opened.run else DEFAULT_CONFIG
+    return embed_images(
+        opened.model,
+        table,
+        cache=opened.cache,
+        precision=config.precision,
+        num_workers=config.num_workers,
+    )
+
+
+def measure(opened: Opened, table: CaptionTable) -> tuple[dict[str, Any], ImageEmbeddings]:
     """The metrics object of a model on a table, with what the reader must know about it."""
     config = opened.run.config if opened.run else DEFAULT_CONFIG
-    embeddings = embed_images(opened.model, table, cache=opened.cache if cached else None)
+    embeddings = embed(opened, table)
     if embeddings.unreadable and table.split.startswith("karpathy-"):
         raise CaptuneError(
             f"{table.split} is scored whole or not at all, and {embeddings.unreadable} of its "
@@ -163,7 +173,7 @@ def search(
     """The ``k`` images that best answer ``query``."""
     opened = open_model(name, own)
     table = open_table(opened, data, split, options or TableOptions())
-    embeddings = embed_images(opened.model, table, cache=opened.cache)
+    embeddings = embed(opened, table)
     return search_images(opened.model, table, embeddings, [query], k=k)[0]
 
 

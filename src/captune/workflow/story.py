@@ -12,6 +12,7 @@ import torch
 
 from captune import __version__
 from captune.bank import CaptionBank
+from captune.console import say
 from captune.data.table import CaptionTable
 from captune.device import best_device
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
@@ -28,7 +29,7 @@ from captune.report.plots import (
     zero_shot_bars,
 )
 from captune.training.run import Run
-from captune.workflow.evaluate import OwnTowers, measure, open_model
+from captune.workflow.evaluate import Opened, OwnTowers, measure, open_model
 
 SAMPLE_QUERIES = 6
 FAILURES = 5
@@ -91,8 +92,12 @@ def sample_subject(run: Run, table: CaptionTable) -> Subject:
 def measure_before(run: Run, subject: Subject) -> Before:
     """What the same towers answer before they are trained: the head is still random (seeded)."""
     model = CLIPModel.from_config(run.config, device=best_device(run.config.device)).eval()
-    embeddings = embed_images(model, subject.table)
-    bank = CaptionBank.build(subject.table.texts(), model.text_encoder)
+    precision = run.config.precision
+    embeddings = embed_images(
+        model, subject.table, precision=precision, num_workers=run.config.num_workers
+    )
+    texts = subject.table.texts()
+    bank = CaptionBank.build(texts, model.text_encoder, precision=precision)
     metrics = evaluate_retrieval(subject.table, embeddings, bank)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     return Before(metrics, hits)
@@ -108,6 +113,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
     Returns:
         The metrics object and the path of the page.
     """
+    say(f"measuring on {subject.table.describe()}, before training and after")
     before = measure_before(run, subject)
     opened = open_model(str(run.folder), OwnTowers.of(run.config))
     model = opened.model
@@ -131,7 +137,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
             results=_results(metrics, before),
             results_note=results_note,
             notes=metrics["notes"],
-            failures=worst_captions(model, subject, embeddings),
+            failures=worst_captions(opened, subject.table, embeddings),
             figures=figures,
             commands=subject.commands,
             facts=_facts(run, metrics),
@@ -142,11 +148,12 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
 
 
 def worst_captions(
-    model: CLIPModel, subject: Subject, embeddings: ImageEmbeddings
+    opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings
 ) -> list[Failure]:
     """The captions whose own picture came last, one a picture at most, worst first."""
-    table = subject.table
-    bank = CaptionBank.build(table.texts(), model.text_encoder)
+    model = opened.model
+    precision = opened.run.config.precision if opened.run else "auto"
+    bank = CaptionBank.build(table.texts(), model.text_encoder, precision=precision)
     captions, owner = table.captions_among(embeddings.rows)
     places = torch.from_numpy(owner)
     rows = similarity_rows(embeddings.vectors, bank.lookup(captions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from captune.workflow.story import Subject, sample_subject, tell
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained run, its metrics object and its page."""
+    """A trained run, its metrics object, its page, and what to type next."""
 
     run: Run
     metrics: dict[str, Any]
     page: Path
+    commands: Sequence[tuple[str, str]]
 
 
 def default_out(data: str, config: Config) -> Path:
@@ -75,10 +77,10 @@ def train_and_tell(
     val_table = source.table(provenance.val_split)
     _warn_of_shared_images(train_table, val_table)
     run = fit(train_table, val_table, out=out, config=config, resume=resume, provenance=provenance)
-    say(f"measuring on {(subject.table if subject else val_table).describe()}")
-    metrics, page = tell(run, subject or sample_subject(run, val_table))
+    subject = subject or sample_subject(run, val_table)
+    metrics, page = tell(run, subject)
     write_json(run.output("metrics", ".json"), metrics)
-    return Outcome(run, metrics, page)
+    return Outcome(run, metrics, page, subject.commands)
 
 
 def _warn_of_shared_images(train: CaptionTable, val: CaptionTable) -> None:
