@@ -22,7 +22,13 @@ from captune.encoders.image import (
     image_encoder_from_description,
     load_image_encoder,
 )
-from captune.encoders.text import TextEncoder, freeze, load_text_encoder, text_description
+from captune.encoders.text import (
+    TextEncoder,
+    freeze,
+    load_named_text_encoder,
+    load_text_encoder,
+    text_description,
+)
 from captune.errors import CaptuneError
 from captune.files import read_versioned, replacing, write_json
 from captune.preprocess import Preprocess
@@ -151,12 +157,12 @@ class CLIPModel(nn.Module):
         """
         if self._text[0] is None:
             name = str(self._text_meta["name"])
-            if self._text_meta.get("kind") == "own":
+            if self._text_meta.get("kind") != "named":
                 raise CaptuneError(
                     f"the run's text encoder {name!r} is its author's own code: hand it in with "
                     "--text-encoder package.module:factory, or from_pretrained(text_encoder=...)"
                 )
-            self._set_text(load_text_encoder(name, device=self.device))
+            self._set_text(load_named_text_encoder(name, device=self.device))
         assert self._text[0] is not None
         return self._text[0]
 

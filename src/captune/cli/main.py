@@ -17,17 +17,32 @@ EXIT_USER_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, 2 for wrong input, 130 for Ctrl-C)."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
     try:
-        overrides = parse_overrides(rest, arguments)
+        arguments, rest = build_parser().parse_known_args(argv)
+        overrides = parse_overrides(_take_data(rest, arguments), arguments)
         return int(arguments.run(arguments, overrides))
     except CaptuneError as error:
         print(f"captune: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file of the user's: a defect to be seen whole
+        print(f"captune: error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("captune: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _take_data(rest: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+    """The DATA of `evaluate` may stand behind options too; argparse leaves it over there."""
+    words = list(rest)
+    if arguments.command == "evaluate" and arguments.data is None:
+        for place, word in enumerate(words):
+            if not word.startswith("--"):
+                arguments.data = words.pop(place)
+                break
+    return words
 
 
 def parse_overrides(rest: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -44,17 +59,26 @@ def parse_overrides(rest: Sequence[str], arguments: argparse.Namespace) -> dict[
         key = key.replace("-", "_")
         if not word.startswith("--") and not equals:
             raise CaptuneError(f"unexpected word {word!r}; config values are written key=value")
-        if not arguments.takes_config:
-            known = [name.replace("_", "-") for name in vars(arguments) if name[0] != "_"]
-            hint = nearest(key.replace("_", "-"), set(known) - {"run", "takes-config", "command"})
+        if word.startswith("--") and not (arguments.takes_config and key in FIELDS):
+            hint = nearest(f"--{key.replace('_', '-')}", _options(arguments))
             raise CaptuneError(f"captune {arguments.command} has no option {word!r}{hint}")
+        if not arguments.takes_config:
+            raise CaptuneError(f"captune {arguments.command} takes no config values: {word!r}")
         if not equals:
-            is_flag = key in FIELDS and isinstance(FIELDS[key].default, bool)
+            is_flag = isinstance(FIELDS[key].default, bool)
             if words and not words[0].startswith("--") and not (is_flag and "=" in words[0]):
                 value = words.pop(0)
             elif is_flag:
                 value = "true"
-            elif key in FIELDS:
+            else:
                 raise CaptuneError(f"--{key.replace('_', '-')} wants a value")
         overrides[key] = parse_value(key, value)
     return overrides
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
+    """All options of the command, config keys among them where it takes them."""
+    internal = {"run", "takes_config", "command", "kind"}
+    names = {name for name in vars(arguments) if name not in internal}
+    names |= set(FIELDS) if arguments.takes_config else set()
+    return [f"--{name.replace('_', '-')}" for name in names]

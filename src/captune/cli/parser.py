@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from captune import __version__
 from captune.cli import commands
 from captune.config import FIELDS, RECIPES, TOWERS
+from captune.errors import CaptuneError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong words are the user's error like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CaptuneError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing it loads nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="captune",
         description="Teach an image encoder the language of a frozen text encoder.",
         allow_abbrev=False,

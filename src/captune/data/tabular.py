@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import posixpath
 import re
@@ -107,9 +108,10 @@ class TableSource:
             CaptuneError: unknown split, no such column, no image file there.
         """
         if split == "val" and self.options.val:
-            other = TableSource(
-                Path(self.options.val), TableOptions(**{**vars(self.options), "val": ""})
-            )
+            path = Path(self.options.val)
+            if not path.is_file():
+                raise CaptuneError(f"no table to validate on at {path} (--val)")
+            other = TableSource(path, dataclasses.replace(self.options, val=""))
             return _renamed(other.table(ALL), self.name, "val")
         if split not in self.splits:
             raise CaptuneError(f"no split {split!r} in {self.path}{nearest(split, self.splits)}")

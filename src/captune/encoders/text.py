@@ -172,6 +172,15 @@ def load_text_encoder(name: str, *, device: torch.device | str = "cpu") -> TextE
                 "fingerprint and encode(texts)"
             )
         return freeze(encoder)
+    return load_named_text_encoder(name, device=device)
+
+
+def load_named_text_encoder(name: str, *, device: torch.device | str = "cpu") -> TextEncoder:
+    """As :func:`load_text_encoder`, but never a factory: for names that a run's files give.
+
+    Raises:
+        CaptuneError: it cannot be found, reached or loaded.
+    """
     if name == PACKAGED:
         return SentenceEncoder(name, device=device)
     folder, _ = locate(name, what="text encoder")

@@ -61,7 +61,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8, frameon=False)
         _open(axes)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
@@ -70,9 +70,15 @@ def retrieval_sheet(answers: Sequence[QueryAnswer], title: str = "") -> Figure:
     columns = max(1, max((len(answer.hits) for answer in answers), default=1))
     rows = max(1, len(answers))
     figure = Figure(figsize=(1.75 * columns, 2.25 * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     for band, answer in zip(figure.subfigures(rows, 1, squeeze=False)[:, 0], answers, strict=False):
-        band.suptitle(f"“{_short(answer.query, 24 * columns)}”", fontsize=10, x=0.01, ha="left")
+        band.suptitle(
+            f"“{_short(answer.query, 24 * columns)}”",
+            fontsize=10,
+            x=0.01,
+            ha="left",
+            parse_math=False,
+        )
         for place, axes in enumerate(band.subplots(1, columns, squeeze=False)[0]):
             axes.axis("off")
             if place < len(answer.hits):
@@ -90,7 +96,7 @@ def zero_shot_bars(
     """Each image beside the probabilities of its five likeliest labels; the true one is green."""
     rows = max(1, len(predictions))
     figure = Figure(figsize=(7.5, 1.9 * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[1, 2.6])
     for place, (row, prediction) in enumerate(zip(grid, predictions, strict=False)):
         row[0].axis("off")
@@ -102,7 +108,7 @@ def zero_shot_bars(
         colors = [GREEN if label == truth else GREY if truth else BLUE for label, _ in likeliest]
         bars = row[1].barh(range(len(labels)), values, color=colors)
         row[1].bar_label(bars, fmt="%.0f %%", fontsize=8, padding=3)
-        row[1].set_yticks(range(len(labels)), labels, fontsize=8)
+        row[1].set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         row[1].invert_yaxis()
         row[1].set_xlim(0, 112)
         row[1].set_xticks([])

@@ -76,7 +76,7 @@ def fit(
     """
     config = Config.from_mapping(config)
     say(config.describe())
-    run = Run.create(out, config, provenance or Provenance())
+    run = Run.claim(out, config, provenance or Provenance())
     if run.is_complete:
         say(f"{run.folder} is complete already: nothing to train")
         return run
@@ -88,6 +88,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = model or CLIPModel.from_config(config, device=best_device(config.device))
     criterion = criterion or make_criterion(config)
+    run.write_identity()
     run.write_seen(train, val)
     job = _Fit(run, model, criterion, train, val)
     return job.run_all(resume=resume)

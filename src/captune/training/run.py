@@ -64,8 +64,10 @@ class Run:
 
     # -- its life ---------------------------------------------------------------------------
     @classmethod
-    def create(cls, folder: str | Path, config: Config, provenance: Provenance) -> Run:
+    def claim(cls, folder: str | Path, config: Config, provenance: Provenance) -> Run:
         """A new run in ``folder``, or the one of the same configuration that is there.
+
+        Nothing is written yet: a run that cannot start leaves its folder free.
 
         Raises:
             CaptuneError: the folder holds another configuration, other data or other files; a
@@ -85,17 +87,21 @@ class Run:
             raise CaptuneError(
                 f"{path} is not empty and holds no run: take --out {free_name(path)}"
             )
-        stated = {"format_version": VERSION, "config": dict(config)}
-        write_json(path / "config.json", stated)
+        return run
+
+    def write_identity(self) -> None:
+        """Write what the run is: its configuration, and where its data lies."""
+        stated = {"format_version": VERSION, "config": dict(self.config)}
+        write_json(self.folder / "config.json", stated)
+        source = self.provenance
         data = {
             "format_version": VERSION,
-            "data": provenance.data,
-            "options": provenance.options.to_dict(),
-            "train_split": provenance.train_split,
-            "val_split": provenance.val_split,
+            "data": source.data,
+            "options": source.options.to_dict(),
+            "train_split": source.train_split,
+            "val_split": source.val_split,
         }
-        write_json(path / "data.json", data)
-        return run
+        write_json(self.folder / "data.json", data)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -109,13 +115,19 @@ class Run:
             raise CaptuneError(f"no run at {path}: give a folder that `captune train` made")
         stated = read_versioned(path / "config.json", what="run", version=VERSION)
         data = read_versioned(path / "data.json", what="run", version=VERSION)
-        provenance = Provenance(
-            data["data"],
-            TableOptions.from_dict(data["options"]),
-            data["train_split"],
-            data["val_split"],
-        )
-        return cls(path, Config.from_mapping(stated["config"]), provenance)
+        try:
+            provenance = Provenance(
+                data["data"],
+                TableOptions.from_dict(data["options"]),
+                data["train_split"],
+                data["val_split"],
+            )
+            config = Config.from_mapping(stated["config"])
+        except (KeyError, TypeError) as error:
+            raise CaptuneError(
+                f"run {path} is damaged: config.json or data.json lacks {error}"
+            ) from None
+        return cls(path, config, provenance)
 
     def differences(self, other: Run) -> list[str]:
         """What differs from ``other``: ``batch_size 128 -> 64``, machine matters left out."""
@@ -139,7 +151,11 @@ class Run:
         path = self.folder / "history.jsonl"
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            return [json.loads(line) for line in lines if line]
+        except json.JSONDecodeError as error:
+            raise CaptuneError(f"{path} is damaged: {error}") from None
 
     def write_history(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace the history; written whole, so that a resumed epoch stands in it once."""
@@ -157,7 +173,12 @@ class Run:
         path = self.folder / "seen_images.parquet"
         if not path.is_file():
             return {TRAINED: 0, SELECTED: 0}
-        seen = pq.read_table(path)
+        try:
+            seen = pq.read_table(path, columns=["image", "role"])
+        except (pa.ArrowException, OSError) as error:
+            raise CaptuneError(
+                f"{path} is damaged, so it cannot be told which images the run has seen: {error}"
+            ) from None
         mine = set(table.file_keys())
         counts = {TRAINED: 0, SELECTED: 0}
         for image, role in zip(seen["image"].to_pylist(), seen["role"].to_pylist(), strict=True):

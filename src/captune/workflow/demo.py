@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,7 +112,8 @@ def demo_subject(out: Path, data: Path, table: CaptionTable) -> Subject:
         commands=[
             (
                 "Search the unseen scenes in your own words:",
-                f'captune search {out} "two green apples" --data {data} --split test',
+                f"captune search {shlex.quote(str(out))} 'two green apples' "
+                f"--data {shlex.quote(str(data))} --split test",
             ),
             (
                 "Your own photos: a table with the columns image and caption, then",

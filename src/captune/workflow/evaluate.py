@@ -15,7 +15,7 @@ from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.device import best_device
-from captune.encoders.hub import is_factory
+from captune.encoders.hub import is_factory, read_checkpoint_config
 from captune.encoders.image import load_image_encoder
 from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
@@ -70,7 +70,7 @@ def open_model(name: str, own: OwnTowers | None = None) -> Opened:
         text = load_text_encoder(own.text_encoder) if own.text_encoder else None
         model = run.load_model(image_encoder=image, text_encoder=text)
         return Opened(model.to(device), run, str(folder))
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and "model_type" not in read_checkpoint_config(folder):
         raise CaptuneError(f"{folder} is neither a run of `captune train` nor a CLIP checkpoint")
     if not folder.is_dir() and (folder.exists() or name.count("/") != 1 or name[0] in "./~"):
         raise CaptuneError(f"no run at {name}: give a folder that `captune train` made")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,12 @@ def sample_subject(run: Run, table: CaptionTable) -> Subject:
         query_notes=[""] * len(captions),
         labels=LABELS,
         pictures=[(row, None) for row in rows[:4]],
-        commands=[("Search these pictures:", f'captune search {run.folder} "a dog on a beach"')],
+        commands=[
+            (
+                "Search these pictures:",
+                f'captune search {shlex.quote(str(run.folder))} "a dog on a beach"',
+            )
+        ],
     )
 
 
@@ -189,7 +195,8 @@ def chance_metrics(images: int, captions: int) -> dict[str, Any]:
         "text_to_image": {f"R@{k}": 100 * min(1.0, k / images) for k in RECALL_AT},
     }
     rsum = sum(sum(direction.values()) for direction in both.values())
-    both["image_to_text"]["median_rank"] = round(captions * (1 - 0.5 ** (1 / per_image)))
+    middle = round(captions * (1 - 0.5 ** (1 / per_image)))
+    both["image_to_text"]["median_rank"] = max(1, middle)
     both["text_to_image"]["median_rank"] = (images + 1) / 2
     return {**both, "rsum": rsum}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,16 @@ def train(
         CaptuneError: wrong data, an occupied folder, a tower that cannot be loaded.
         TrainingStopped: Ctrl-C; everything is saved.
     """
+    options = options or TableOptions()
+    if options.val:
+        # The run is opened from other folders too.
+        options = dataclasses.replace(options, val=str(Path(options.val).expanduser().resolve()))
     source = open_source(data, options)
     return train_and_tell(
         source,
         Provenance(
             str(Path(data).expanduser().resolve()),
-            options or TableOptions(),
+            options,
             config.train_split,
             config.val_split or source.val_split,
         ),
