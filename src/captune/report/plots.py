@@ -22,14 +22,14 @@ THUMBNAIL = 192
 
 @dataclass(frozen=True)
 class QueryAnswer:
-    """A query and its best pictures; ``right`` says which truly match, where that is known.
+    """A query and its best pictures; ``right`` says which truly match (None: unknown).
 
     ``note`` is a word on the query, such as how many pictures of the gallery match.
     """
 
     query: str
     hits: Sequence[Hit]
-    right: Sequence[bool] | None = None
+    right: Sequence[bool | None] | None = None
     note: str = ""
 
 

@@ -36,8 +36,8 @@ SAMPLE_QUERIES = 6
 FAILURES = 5
 LABELS = ("a person", "an animal", "food", "a vehicle", "a building", "a landscape", "an object")
 
-Judge = Callable[[str, Hit], bool]
-"""Whether a picture truly answers a query."""
+Judge = Callable[[str, Hit], bool | None]
+"""Whether a picture truly answers a query; None where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def sample_subject(run: Run, table: CaptionTable) -> Subject:
         queries=captions,
         queries_note=(
             f"Captions of {table.split} pictures as queries; ✓ marks the picture that the caption "
-            "was written for (others may fit as well). The number is the cosine similarity."
+            "was written for. Others may fit as well. The number is the cosine similarity."
         ),
-        judge=lambda query, hit: own[query] == hit.image,
+        judge=lambda query, hit: True if own[query] == hit.image else None,
         query_notes=[""] * len(captions),
         labels=LABELS,
         pictures=[(row, None) for row in rows[:4]],
@@ -175,9 +175,14 @@ def worst_captions(
         seen.add(image)
         query = table.caption(int(captions[place]))
         found = search_images(model, table, embeddings, [query])[0]
-        answer = QueryAnswer(query, found, [hit.image == str(table.path(image)) for hit in found])
+        answer = QueryAnswer(query, found, _own_marks(found, str(table.path(image))))
         failures.append(Failure(answer, str(table.path(image)), int(ranks[place])))
     return failures
+
+
+def _own_marks(hits: Sequence[Hit], own_image: str) -> list[bool | None]:
+    """The picture that was meant is right; of the others nothing is known."""
+    return [True if hit.image == own_image else None for hit in hits]
 
 
 def chance_metrics(images: int, captions: int) -> dict[str, Any]:
