@@ -107,7 +107,8 @@ def test_the_marks_of_a_failure_say_which_picture_was_meant(
 ) -> None:
     for failure in worst_captions(measured[0], table, measured[1]):
         meant = [hit.image == failure.own_image for hit in failure.answer.hits]
-        assert failure.answer.right == meant
+        # Of the others nothing is known: a caption may fit several pictures.
+        assert failure.answer.right == [True if own else None for own in meant]
 
 
 def test_a_model_that_finds_every_picture_first_has_no_failures(
