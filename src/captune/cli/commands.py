@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from captune.config import Config
+from captune.config import Config, parse_value
 
 EXIT_INTERRUPTED = 130
 
@@ -54,6 +54,37 @@ def _report_training(work: Any, arguments: argparse.Namespace) -> int:
         print(f"\nrun    {outcome.run.folder}\nreport {outcome.page}")
         for caption, command in outcome.commands:
             print(f"\n{caption}\n  {command}")
+    return 0
+
+
+def compare(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.training.fit import TrainingStopped
+    from captune.workflow.compare import compare
+
+    flags = [word for word in arguments.flags if "=" not in word or "," in word]
+    rest = [word for word in arguments.flags if word not in flags]
+    values = dict(word.split("=", 1) for word in rest)
+    config = {**overrides, **{key: parse_value(key, value) for key, value in values.items()}}
+    try:
+        comparison = compare(
+            arguments.data,
+            flags=flags,
+            seeds=arguments.seeds,
+            config=config,
+            out=arguments.out,
+            options=_table_options(arguments),
+            split=arguments.split,
+        )
+    except TrainingStopped as stopped:
+        print(
+            f"captune: stopped in {stopped.run.folder}: the same command goes on", file=sys.stderr
+        )
+        return EXIT_INTERRUPTED
+    if arguments.json:
+        print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+    else:
+        print(comparison.to_text())
+        print(f"\npicture {comparison.picture}\npage    {comparison.page}")
     return 0
 
 

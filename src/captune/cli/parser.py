@@ -28,7 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captune {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_evaluate, _add_search, _add_classify, _add_data):
+    for add in (
+        _add_demo,
+        _add_train,
+        _add_compare,
+        _add_evaluate,
+        _add_search,
+        _add_classify,
+        _add_data,
+    ):
         add(subparsers)
     return parser
 
@@ -73,6 +81,30 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     _add_table_options(parser)
+    parser.set_defaults(takes_config=True)
+
+
+def _add_compare(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "compare",
+        commands.compare,
+        "train every combination of some config values over seeds, and say which truly differ",
+        epilog=_config_help(),
+    )
+    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--flags",
+        nargs="+",
+        required=True,
+        metavar="KEY",
+        help="on/off config keys, or key=value,value (the first value is the base)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--out", help="the comparison's folder (default runs/<data>-compare)")
+    _add_split(parser)
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.set_defaults(takes_config=True)
 
 

@@ -63,7 +63,7 @@ def write_report(path: Path, report: Report) -> None:
         lstrip_blocks=True,
     )
     environment.filters["thumbnail"] = _thumbnail
-    environment.filters["png"] = _png
+    environment.filters["png"] = png_uri
     page = environment.get_template("report.html.j2").render(
         report=report, pairs=list(zip(report.before, report.after, strict=True))
     )
@@ -79,5 +79,6 @@ def _thumbnail(path: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _png(path: Path) -> str:
+def png_uri(path: Path) -> str:
+    """A PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

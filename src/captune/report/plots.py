@@ -1,8 +1,12 @@
-"""Figures: training curves, answers to text queries, zero-shot bars. Each returns a Figure."""
+"""Figures: samples, training curves, recall, answers to queries, zero-shot bars, heat maps.
+
+Each returns a Figure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from captune.data.pixels import load_image
+from captune.evaluation.explain import HeatMap
 from captune.evaluation.retrieval import Hit
 from captune.evaluation.zeroshot import Prediction
 from captune.files import replacing
+from captune.metrics import RECALL_AT
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563a8", "#d97706", "#1a7f37", "#b42318", "#8a8f98"
 THUMBNAIL = 192
+DIRECTIONS = (("image_to_text", BLUE, "image→text"), ("text_to_image", ORANGE, "text→image"))
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
     loss.plot(epochs, [r["train_loss"] for r in history], "o-", color=BLUE, label="train")
     loss.plot(epochs, [r["val_loss"] for r in history], "o-", color=ORANGE, label="validation")
     loss.set_title("InfoNCE loss (validation: other batches, so compare the shape)", fontsize=9)
-    for direction, color, label in (
-        ("image_to_text", BLUE, "image→text"),
-        ("text_to_image", ORANGE, "text→image"),
-    ):
+    for direction, color, label in DIRECTIONS:
         for k, style in (("R@1", "o-"), ("R@5", "o--")):
             values = [row[direction][k] for row in history]
             recall.plot(epochs, values, style, color=color, label=f"{label} {k}")
@@ -60,7 +64,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8, frameon=False)
-        _open(axes)
+        open_axes(axes)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
@@ -112,7 +116,74 @@ def zero_shot_bars(
         row[1].invert_yaxis()
         row[1].set_xlim(0, 112)
         row[1].set_xticks([])
-        _open(row[1])
+        open_axes(row[1])
+    return figure
+
+
+def sample_sheet(samples: Sequence[tuple[str, str]], title: str = "", columns: int = 4) -> Figure:
+    """Pictures, given by path, each with its caption below."""
+    rows = max(1, -(-len(samples) // columns))
+    figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if place < len(samples):
+            path, caption = samples[place]
+            _picture(axes, path)
+            words = textwrap.fill(caption, 30, max_lines=3, placeholder=" …")
+            axes.set_title(words, fontsize=9, y=-0.04, va="top", parse_math=False)
+    return figure
+
+
+def recall_bars(
+    metrics: Mapping[str, Any], chance: Mapping[str, Any] | None = None, title: str = ""
+) -> Figure:
+    """Recall@1, @5 and @10 in percent, both directions; a dash marks what chance gives.
+
+    Args:
+        metrics, chance: ``image_to_text`` and ``text_to_image`` with ``R@1``, ``R@5``, ``R@10``.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    axes = figure.subplots()
+    keys = [f"R@{k}" for k in RECALL_AT]
+    width = 0.38
+    for shift, (direction, color, label) in zip((-0.5, 0.5), DIRECTIONS, strict=True):
+        places = [place + shift * width for place in range(len(keys))]
+        values = [metrics[direction][key] for key in keys]
+        bars = axes.bar(places, values, 0.92 * width, color=color, label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
+        if chance is not None:
+            floor = [chance[direction][key] for key in keys]
+            name = "chance" if shift > 0 else None
+            axes.plot(places, floor, "_", color="black", markersize=24, label=name)
+    axes.set_xticks(range(len(keys)), keys)
+    axes.set_ylabel("percent found")
+    # Room for the numbers above the bars, and for the legend above those.
+    top = max(metrics[direction][key] for direction, _, _ in DIRECTIONS for key in keys)
+    axes.set_ylim(0, 1.25 * max(top, 1))
+    axes.legend(fontsize=9, frameon=False, loc="upper left", ncols=3)
+    open_axes(axes)
+    return figure
+
+
+def heat_maps(rows: Sequence[Sequence[HeatMap]], title: str = "") -> Figure:
+    """A row for each picture: as the model sees it, then each query with its heat and score."""
+    columns = 1 + max((len(row) for row in rows), default=0)
+    figure = Figure(figsize=(2.3 * columns, 2.6 * max(1, len(rows)) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    grid = figure.subplots(max(1, len(rows)), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, row in zip(grid, rows, strict=False):
+        for axes, heat in zip(line[1:], row, strict=False):
+            line[0].imshow(heat.picture)
+            axes.imshow(heat.picture)
+            # What is cold stays the picture: opacity follows the heat.
+            axes.imshow(heat.values, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat.values)
+            words = textwrap.shorten(heat.query, 26, placeholder=" …")
+            axes.set_title(f"“{words}” {heat.score:.2f}", fontsize=9, pad=3, parse_math=False)
     return figure
 
 
@@ -126,6 +197,7 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _open(axes: Axes) -> None:
+def open_axes(axes: Axes) -> None:
+    """Take the frame's top and right side away."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
