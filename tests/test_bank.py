@@ -114,14 +114,14 @@ def test_an_interrupted_build_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts_before: int
 ) -> None:
     monkeypatch.setattr(bank_module, "BATCH", 16)
-    monkeypatch.setattr(bank_module, "BATCHES_BETWEEN_MARKS", 4)
+    monkeypatch.setattr(bank_module, "SECONDS_BETWEEN_MARKS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         CaptionBank.build(CAPTIONS, CountingEncoder(fail_after=texts_before), cache=tmp_path)
     with pytest.raises(CaptuneError):
         CaptionBank.open(folder_of(tmp_path), folder_of(tmp_path).name)
     encoder = CountingEncoder()
     resumed = CaptionBank.build(CAPTIONS, encoder, cache=tmp_path)
-    kept = texts_before // 64 * 64
+    kept = texts_before // 16 * 16
     assert len(encoder.texts) == len(set(CAPTIONS)) - kept
     whole = CaptionBank.build(CAPTIONS, CountingEncoder(), cache=tmp_path / "whole")
     assert np.array_equal(resumed.embeddings, whole.embeddings)

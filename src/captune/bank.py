@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from captune.files import cache_dir, read_versioned, write_json
 
 VERSION = 1
 BATCH = 128
-BATCHES_BETWEEN_MARKS = 16
+SECONDS_BETWEEN_MARKS = 10.0  # rows are written scattered, so a flush is costly
 
 Halves = npt.NDArray[np.float16]
 Rows = npt.NDArray[np.int64]
@@ -186,14 +187,16 @@ class _EmbeddingJob:
             disable=not self.progress,
         )
         with bar:
-            for count, start in enumerate(range(done, total, BATCH), start=1):
+            marked = time.monotonic()
+            for start in range(done, total, BATCH):
                 rows = self.order[start : start + BATCH]
                 array[rows] = self._embed([self.distinct[row] for row in rows])
                 bar.update(len(rows))
-                if count % BATCHES_BETWEEN_MARKS == 0:
+                if time.monotonic() - marked >= SECONDS_BETWEEN_MARKS:
                     array.flush()  # type: ignore[attr-defined]
                     position = {"fingerprint": fingerprint, "done": start + len(rows)}
                     write_json(mark, position)
+                    marked = time.monotonic()
 
     def _embed(self, texts: list[str]) -> Halves:
         with autocast(self.device, self.precision):

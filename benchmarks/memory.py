@@ -1,0 +1,161 @@
+"""Memory of training at COCO's size: python benchmarks/memory.py [FOLDER] prints one JSON object.
+
+82,783 images with 414,113 synthetic captions, ResNet-50 at 224 pixels in batches of 128, weights
+random: memory does not depend on what training would learn. All image files are hard links to a
+few JPEGs. The text tower is a stand-in as large as CLIP's that draws random vectors: the real one
+would embed for hours on a CPU. Peak memory is that of the process and its workers together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetModel
+
+from captune import CLIPModel, InfoNCELoss, fit, open_source
+from captune.config import Config
+from captune.encoders.image import TransformersImageEncoder
+from captune.preprocess import Preprocess
+from captune.training.fit import TrainingStopped
+
+IMAGES, CAPTIONS = 82_783, 414_113
+CLIP_TEXT_PARAMETERS = 63_428_096
+STEPS = 2  # the optimiser's state is there from the first
+LINKS = 4  # source files: a file system may allow no more than 65,000 links to one
+
+
+class StandInText:
+    """512 dimensions drawn by a seeded generator, and as many weights as CLIP's text tower."""
+
+    name, dimension, fingerprint = "stand-in", 512, "stand-in v1"
+
+    def __init__(self) -> None:
+        self.weights = torch.ones(CLIP_TEXT_PARAMETERS)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        generator = torch.Generator().manual_seed(len(texts[0]))
+        return F.normalize(torch.randn(len(texts), 512, generator=generator), dim=-1)
+
+
+class StopAfter(InfoNCELoss):
+    """InfoNCE that presses Ctrl-C at its last call."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(image, text)
+
+
+class PeakMemory:
+    """The largest proportional set size of this process and its children, sampled."""
+
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.bytes = 0
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._over.wait(self._seconds):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.NoSuchProcess:
+                    continue
+            self.bytes = max(self.bytes, total)
+
+
+def write_coco(folder: Path) -> None:
+    """Annotations of COCO's size; every image is one of a few files."""
+    rng = np.random.default_rng(0)
+    photos = folder / "train2014"
+    photos.mkdir(parents=True)
+    for number in range(LINKS):
+        noise = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number}.jpg", quality=90)
+    names = [f"COCO_train2014_{number:012d}.jpg" for number in range(IMAGES)]
+    for number, name in enumerate(names):
+        os.link(folder / f"{number % LINKS}.jpg", photos / name)
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    words = ["a", "man", "woman", "dog", "on", "the", "with", "street", "red", "two", "near"]
+    drawn = rng.integers(0, len(words), (CAPTIONS, 10))
+    captions = [
+        {
+            "id": number,
+            "image_id": number % IMAGES,
+            "caption": " ".join(words[word] for word in drawn[number]),
+        }
+        for number in range(CAPTIONS)
+    ]
+    (folder / "annotations").mkdir()
+    path = folder / "annotations" / "captions_train2014.json"
+    path.write_text(json.dumps({"images": images, "annotations": captions}), encoding="utf-8")
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Train for a few steps as ``captune train`` would, and stop as Ctrl-C does."""
+    os.environ["CAPTUNE_CACHE"] = str(folder / "cache")
+    write_coco(folder / "coco")
+    config = Config(log_with="none")
+    with PeakMemory() as peak:
+        table = open_source(folder / "coco").table("train")
+        tower = TransformersImageEncoder(
+            ResNetModel(ResNetConfig()), name="resnet-50", revision="", preprocess=Preprocess()
+        )
+        model = CLIPModel(StandInText(), image_encoder=tower)
+        few = table.take_images(range(512))
+        with contextlib.suppress(TrainingStopped):
+            stop = StopAfter(STEPS)
+            fit(table, few, out=folder / "run", config=config, model=model, criterion=stop)
+        cuda = torch.cuda.is_available()
+        device_bytes = torch.cuda.max_memory_allocated() if cuda else None
+    return {
+        "images": len(table),
+        "captions": table.captions.num_rows,
+        "batch_size": config.batch_size,
+        "image_size": 224,
+        "trainable_parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(model.device),
+        "peak_memory_gb": round(peak.bytes / 1e9, 2),
+        "peak_device_memory_gb": None if device_bytes is None else round(device_bytes / 1e9, 2),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(Path(sys.argv[1]))))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            print(json.dumps(measure(Path(temporary))))
