@@ -22,6 +22,7 @@ FLOORS = {
     "data": 1,
     "encoders": 1,
     "bank": 2,
+    "download": 2,
     "models": 2,
     "training": 3,
     "evaluation": 4,

@@ -143,15 +143,6 @@ def classify(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def data_demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    from captune.data.demo import ATTRIBUTION, draw_demo
-
-    scenes = draw_demo(arguments.folder, train=arguments.images, seed=arguments.seed)
-    print(f"{scenes.folder}: {scenes.train} train, {scenes.val} val, {scenes.test} test scenes")
-    print(ATTRIBUTION, file=sys.stderr)
-    return 0
-
-
 def _table_options(arguments: argparse.Namespace) -> Any:
     from captune.data.tabular import TableOptions
 

@@ -7,7 +7,7 @@ import os
 from typing import Any, NoReturn
 
 from captune import __version__
-from captune.cli import commands
+from captune.cli import commands, data_commands
 from captune.config import FIELDS, RECIPES, TOWERS
 from captune.errors import CaptuneError
 
@@ -141,14 +141,47 @@ def _add_classify(subparsers: Any) -> None:
 
 
 def _add_data(subparsers: Any) -> None:
-    parser = _command(subparsers, "data", None, "make data")
+    parser = _command(subparsers, "data", None, "make, fetch or check data")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     demo = _command(
-        kinds, "demo", commands.data_demo, "draw scenes of emoji in the COCO 2014 layout"
+        kinds, "demo", data_commands.demo, "draw scenes of emoji in the COCO 2014 layout"
     )
     demo.add_argument("folder", metavar="DIR")
     demo.add_argument("--images", type=int, required=True, help="training scenes")
     demo.add_argument("--seed", type=int, default=0, help="decides all scenes (default 0)")
+    _add_data_coco(kinds)
+    for name, run in (("flickr8k", data_commands.flickr8k), ("flickr30k", data_commands.flickr30k)):
+        flickr = _command(kinds, name, run, f"lay out {name} (ask its makers for it) as COCO 2014")
+        flickr.add_argument("folder", metavar="DIR")
+        flickr.add_argument("--images", default="", metavar="PATH", help="archive or folder")
+        flickr.add_argument("--captions", default="", metavar="PATH", help="file or archive")
+    table = _command(
+        kinds, "table", data_commands.table, "check an own table, fetch the images of its links"
+    )
+    table.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
+    table.add_argument("--out", metavar="DIR", help="default data/<the table's name>")
+    _add_shrink(table)
+    _add_column_options(table.add_argument_group("columns"))
+
+
+def _add_data_coco(kinds: Any) -> None:
+    for name, run, what in (
+        ("coco", data_commands.coco, "fetch COCO 2014 from its host (20.2 GB, less with --shrink)"),
+        ("kaggle", data_commands.kaggle, "fetch COCO 2014 from Kaggle's copy, captions included"),
+    ):
+        parser = _command(kinds, name, run, what)
+        parser.add_argument("folder", metavar="DIR")
+        _add_shrink(parser)
+        parser.add_argument(
+            "--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="train val"
+        )
+        parser.add_argument("--source", default="", metavar="URL", help="a mirror of COCO's host")
+
+
+def _add_shrink(parser: Any) -> None:
+    parser.add_argument(
+        "--shrink", type=int, metavar="N", help="the photos' shorter side in pixels, such as 256"
+    )
 
 
 def _add_split(parser: Any) -> None:
@@ -163,10 +196,14 @@ def _add_own_towers(parser: Any) -> None:
 
 def _add_table_options(parser: Any) -> None:
     table = parser.add_argument_group("own tables")
-    table.add_argument("--image-column", default="", metavar="NAME")
-    table.add_argument("--caption-column", action="append", default=[], metavar="NAME")
-    table.add_argument("--caption", default="", metavar="TEMPLATE", help="'{title}, {colour}'")
+    _add_column_options(table)
     table.add_argument("--val", default="", metavar="FILE", help="a table to validate on")
+
+
+def _add_column_options(group: Any) -> None:
+    group.add_argument("--image-column", default="", metavar="NAME")
+    group.add_argument("--caption-column", action="append", default=[], metavar="NAME")
+    group.add_argument("--caption", default="", metavar="TEMPLATE", help="'{title}, {colour}'")
 
 
 def _config_help() -> str:

@@ -74,7 +74,7 @@ class TableSource:
     @cached_property
     def _rows(self) -> list[tuple[str, list[str], str]]:
         """``(image, captions, split)`` of every row; split is ``""`` without a column."""
-        return _read_rows(self.path, self.options)
+        return read_rows(self.path, self.options)
 
     @property
     def _has_split_column(self) -> bool:
@@ -138,6 +138,12 @@ class TableSource:
         for image, texts, _ in rows:
             row = row_of_image.setdefault(image, len(row_of_image))
             captions += [(len(captions) + i, text, row) for i, text in enumerate(texts)]
+        link = next(filter(is_link, row_of_image), None)
+        if link:
+            raise CaptuneError(
+                f"{self.path} names images by links, such as {link}: fetch them with `captune data "
+                f"table {self.path}`, then train on the captions.parquet that it writes"
+            )
         images = [(image_id(n), n, self.path.parent / n) for n in row_of_image]
         absent = [name for _, name, path in images if not path.is_file()]
         if len(absent) == len(images):
@@ -165,8 +171,17 @@ def _renamed(table: CaptionTable, name: str, split: str) -> CaptionTable:
     return CaptionTable(table.images, table.captions, name, split)
 
 
-def _read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], str]]:
-    """Every row's image, captions and split."""
+def is_link(image: str) -> bool:
+    """Whether an image column names an address on the web in place of a file."""
+    return image.lower().startswith(("http://", "https://"))
+
+
+def read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], str]]:
+    """Every row's image (a path or a link), captions and split; ``options.val`` plays no part.
+
+    Raises:
+        CaptuneError: no such columns, no rows, or a file that cannot be read.
+    """
     table = _read_arrow(path)
     columns = {name.lower(): name for name in table.column_names}
     image = _column(path, columns, options.image_column, IMAGE_COLUMNS, "image", "--image-column")
@@ -183,7 +198,9 @@ def _read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], 
     for row in table.to_pylist():
         if row[image] in (None, ""):
             continue
-        name = posixpath.normpath(str(row[image]).replace("\\", "/"))
+        name = str(row[image]).strip()
+        if not is_link(name):
+            name = posixpath.normpath(str(row[image]).replace("\\", "/"))
         own_split = str(row[split] or "").lower() if split else ""
         rows.append((name, caption_of(row), SPLIT_NAMES.get(own_split, own_split)))
     if not rows:

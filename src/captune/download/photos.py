@@ -1,0 +1,151 @@
+"""Photos on their way to disk: shrunk, written whole, several at a time in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageOps
+
+from captune.console import say
+from captune.errors import CaptuneError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+LEAST_SIDE = 32
+_QUALITY = 90
+_AHEAD = 3  # jobs that wait for each worker: enough to never idle, little to hold
+
+
+def check_side(shrink: int | None) -> None:
+    """Refuse a shorter side that shows nothing.
+
+    Raises:
+        CaptuneError: below 32 pixels.
+    """
+    if shrink is not None and shrink < LEAST_SIDE:
+        raise CaptuneError(f"--shrink {shrink}: give {LEAST_SIDE} pixels or more")
+
+
+def workers() -> int:
+    """Threads that decode: Pillow works outside Python's lock, so cores count."""
+    return min(8, os.cpu_count() or 1)
+
+
+def open_photo(content: bytes | Path, *, least_side: int = 0) -> Image.Image:
+    """Decode a photo as upright RGB; transparency is laid on white.
+
+    Args:
+        least_side: where above 0, a JPEG may be decoded at a fraction of its size, both sides
+            staying at twice this or more.
+
+    Raises:
+        Exception: whatever Pillow's decoders raise on what is no photo, or is broken.
+    """
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    with warnings.catch_warnings(), Image.open(source) as image:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if least_side:
+            image.draft("RGB", (2 * least_side, 2 * least_side))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            layered = upright.convert("RGBA")
+            canvas = Image.new("RGBA", layered.size, "white")
+            return Image.alpha_composite(canvas, layered).convert("RGB")
+        return upright.convert("RGB")
+
+
+def shrunk_jpeg(content: bytes | Path, side: int) -> bytes:
+    """A JPEG of the photo whose shorter side is ``side`` pixels; a smaller one stays as small.
+
+    The same photo gives the same bytes. EXIF is not kept; the orientation it told is applied.
+    """
+    photo = open_photo(content, least_side=side)
+    scale = side / min(photo.size)
+    if scale < 1:
+        width, height = (max(side, round(length * scale)) for length in photo.size)
+        photo = photo.resize((width, height), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    photo.save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue()
+
+
+def shrunk_or_same(content: bytes, side: int, name: str) -> bytes:
+    """As :func:`shrunk_jpeg`; what cannot be decoded stays as it came, and is spoken of."""
+    try:
+        return shrunk_jpeg(content, side)
+    # Pillow's decoders raise far more than OSError on broken files (SyntaxError, ValueError, …).
+    except Exception as error:
+        say(f"{name} cannot be decoded ({error}): kept as it came")
+        return content
+
+
+def write_photo(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a photo whole or not at all.
+
+    It is not flushed to the disk: that would take longer than the download, and a power cut costs
+    a photo that is fetched again, since :func:`sizes` takes an empty file for none.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file in ``folder`` that is not empty, by name; none where it is not there."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    return {name: size for name, size in found.items() if size}
+
+
+def remove_stale(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that a killed process left; nobody else may be writing here."""
+    if folder.is_dir():
+        for path in folder.glob(f".{name}.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def bounded(
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    *,
+    threads: int,
+    stop: threading.Event | None = None,
+) -> Iterator[Result]:
+    """``work(job)`` of each job in a pool of threads, as they finish.
+
+    Jobs are taken from their iterator only as fast as they are worked off: at most a few for each
+    thread are held at a time.
+
+    Args:
+        stop: set where the work ends, before its end or not: jobs that last should look at it.
+    """
+    waiting: set[Future[Result]] = set()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for job in jobs:
+            waiting.add(pool.submit(work, job))
+            if len(waiting) >= threads * _AHEAD:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    finally:
+        if stop:
+            stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)

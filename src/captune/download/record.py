@@ -1,0 +1,142 @@
+"""``download.json``: what a folder of captune's making holds, and who may write into it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from captune.download.photos import remove_stale, sizes
+from captune.errors import CaptuneError
+from captune.files import read_json, read_versioned, write_json
+
+_VERSION = 1
+_FILE = "download.json"
+LAYOUT = ("annotations", "train2014", "val2014", "test2014")
+
+
+@dataclass
+class Record:
+    """What was asked for and what is complete.
+
+    Attributes:
+        folder: where it lies.
+        data: what it is, such as ``coco-2014``.
+        source: where it comes from.
+        shrink: the shorter side of its photos in pixels, None where they are as they came.
+        photos: photos of each complete split.
+    """
+
+    folder: Path
+    data: str
+    source: str
+    shrink: int | None
+    photos: dict[str, int]
+
+    def write(self) -> None:
+        """Put it on disk; from then on the folder is captune's."""
+        content: dict[str, Any] = {"format_version": _VERSION, "data": self.data}
+        content |= {"source": self.source, "shrink": self.shrink, "photos": self.photos}
+        write_json(self.folder / _FILE, content)
+
+    def is_complete(self, split: str) -> bool:
+        """Whether the split was once complete and as many photos and its captions lie here."""
+        if split not in self.photos or not captions_file(self.folder, split).is_file():
+            return False
+        return len(sizes(self.folder / f"{split}2014")) >= self.photos[split]
+
+    def finish(self, split: str) -> int:
+        """Check that every photo that the captions speak of lies here, and record it.
+
+        Raises:
+            CaptuneError: photos are absent.
+        """
+        folder = self.folder / f"{split}2014"
+        path = captions_file(self.folder, split)
+        try:
+            listed = read_json(path, what="annotation file")["images"]
+            names = {str(image["file_name"]) for image in listed}
+        except (KeyError, TypeError):
+            raise CaptuneError(f"{path} is not a COCO captions file: no list of images") from None
+        absent = sorted(names - set(sizes(folder)))
+        if absent:
+            raise CaptuneError(
+                f"{folder} lacks {len(absent):,} of the {len(names):,} photos that {path.name} "
+                f"lists, such as {absent[0]}: {self.source} does not hold all of them"
+            )
+        self.photos = {**self.photos, split: len(names)}
+        self.write()
+        return len(names)
+
+
+def captions_file(folder: Path, split: str) -> Path:
+    """Where COCO's layout has the captions of a split."""
+    return folder / "annotations" / f"captions_{split}2014.json"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, data: str, source: str, shrink: int | None) -> Iterator[Record]:
+    """Hold the folder for this process, and say what it holds already.
+
+    Nothing is recorded before :meth:`Record.write`: a command that fails at once leaves the folder
+    free for another.
+
+    Raises:
+        CaptuneError: another process writes here, or the folder holds something else, or photos of
+            another size.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CaptuneError(f"{folder} is a file: give a folder to download into")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".download.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CaptuneError(
+            f"another captune is downloading into {folder}: wait for it or stop it"
+        ) from None
+    try:
+        remove_stale(folder, f"{_FILE}.*")
+        record = _open(folder, data=data, source=source, shrink=shrink)
+        if (folder / _FILE).exists():  # else the folder is not captune's to tidy
+            for place in (*LAYOUT, "images"):
+                remove_stale(folder / place)
+        yield record
+    finally:
+        lock.release()
+
+
+def _open(folder: Path, *, data: str, source: str, shrink: int | None) -> Record:
+    path = folder / _FILE
+    if not path.exists():
+        taken = [name for name in LAYOUT if sizes(folder / name)]
+        if taken:
+            raise CaptuneError(
+                f"{folder} holds {', '.join(taken)} but no {_FILE}, so captune did not download "
+                "it: choose another folder"
+            )
+        return Record(folder, data, source, shrink, {})
+    found = read_versioned(path, what="record of a download", version=_VERSION)
+    if found.get("data") != data:
+        raise CaptuneError(
+            f"{folder} holds {found.get('data')!r}, asked for is {data!r}: choose another folder"
+        )
+    if found.get("shrink") != shrink:
+        raise CaptuneError(
+            f"{folder} holds photos {_size(found.get('shrink'))}, asked for are photos "
+            f"{_size(shrink)}: choose another folder, or ask for the same size"
+        )
+    photos = found.get("photos")
+    if not isinstance(photos, dict) or not all(isinstance(n, int) for n in photos.values()):
+        raise CaptuneError(
+            f"{path} is damaged (its 'photos' are {photos!r}): choose another folder"
+        )
+    return Record(folder, data, source, shrink, photos)
+
+
+def _size(shrink: int | None) -> str:
+    return f"of --shrink {shrink}" if shrink else "as they came (without --shrink)"
