@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from PIL import Image
 
+if TYPE_CHECKING:
+    from captune.config import Config
+    from captune.workflow.train import Outcome
+
+# captune is imported by the fixtures, after these words are set.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 torch.set_num_threads(1)
@@ -168,3 +174,32 @@ def tiny_sentence(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformer = Transformer(str(bert), max_seq_length=32)
     SentenceTransformer(modules=[transformer, Pooling(16)]).save(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_resnet: Path, tiny_sentence: Path) -> Config:
+    from captune.config import Config
+
+    return Config(
+        image_encoder=str(tiny_resnet),
+        text_encoder=str(tiny_sentence),
+        batch_size=8,
+        num_epochs=1,
+        image_size=32,
+        num_workers=0,
+        log_with="none",
+    )
+
+
+@pytest.fixture(scope="session")
+def outcome(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One epoch on 24 scenes, and a page on 8 others; nothing may write into its folder."""
+    from captune.workflow.train import train
+
+    folder = tmp_path_factory.mktemp("workflow")
+    write_split(folder / "squares", "train", 24)
+    write_split(folder / "squares", "val", 8, first=11)
+    write_split(folder / "squares", "fresh", 6, first=21)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPTUNE_CACHE", str(folder / "cache"))
+        return train(str(folder / "squares"), config=tiny_config, out=folder / "run")

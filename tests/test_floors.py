@@ -28,6 +28,7 @@ FLOORS = {
     "evaluation": 4,
     "report": 6,
     "workflow": 7,
+    "notebook": 8,
     "cli": 8,
     "__main__": 9,
 }

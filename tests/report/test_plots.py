@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captune.evaluation.explain import HeatMap
 from captune.evaluation.retrieval import Hit
 from captune.evaluation.zeroshot import Prediction
 from captune.report.plots import (
@@ -18,7 +20,11 @@ from captune.report.plots import (
     GREY,
     RED,
     QueryAnswer,
+    before_and_after,
+    heat_maps,
+    recall_bars,
     retrieval_sheet,
+    sample_sheet,
     save_figure,
     training_curves,
     zero_shot_bars,
@@ -198,3 +204,63 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(tmp_path: Path) -> No
         save_figure(Undrawable(), path)
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
     assert path.read_bytes() == b"the old picture"
+
+
+def test_samples_stand_above_their_captions_in_rows_of_four(picture: str, tmp_path: Path) -> None:
+    figure = sample_sheet([(picture, DOLLARS)] * 5, "train")
+    drawn = [len(axes.get_images()) for axes in figure.axes]
+    assert drawn == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert " ".join(figure.axes[0].get_title().split()) == DOLLARS
+    save_figure(figure, tmp_path / "samples.png")
+
+
+def test_recall_bars_are_both_directions_with_chance() -> None:
+    directions = ("image_to_text", "text_to_image")
+    keys = ("R@1", "R@5", "R@10")
+    metrics = {
+        d: dict(zip(keys, (10.0, 30.0, 40.0 + n), strict=True)) for n, d in enumerate(directions)
+    }
+    chance = {d: dict.fromkeys(keys, 5.0) for d in directions}
+    (axes,) = recall_bars(metrics, chance, "recall").axes
+    assert [bar.get_height() for bar in axes.patches] == [10, 30, 40, 10, 30, 41]
+    assert texts(axes)[-1] == "41.0"
+    assert all(list(line.get_ydata()) == [5, 5, 5] for line in axes.get_lines())
+    legend = axes.get_legend()
+    assert legend is not None
+    named = {text.get_text() for text in legend.get_texts()}
+    assert named == {"image→text", "text→image", "chance"}
+    (bare,) = recall_bars(metrics).axes
+    assert not bare.get_lines()
+
+
+def heat(query: str, strength: float) -> HeatMap:
+    values = np.zeros((8, 8), np.float32)
+    values[0, 0] = 1
+    return HeatMap(query, values, strength, np.zeros((8, 8, 3), np.uint8), 0.25, "occlusion")
+
+
+def test_heat_lies_over_the_picture_on_one_scale_a_row(tmp_path: Path) -> None:
+    figure = heat_maps([[heat("a cat", 0.4), heat(DOLLARS, 0.1)], [heat("a cat", 0.2)]], "why")
+    drawn = [len(axes.get_images()) for axes in figure.axes]
+    assert drawn == [2, 2, 2, 1, 2, 0]
+    tops = [float(axes.get_images()[1].get_array().max()) for axes in figure.axes[1:3]]
+    assert tops == pytest.approx([1, 0.25])
+    assert figure.axes[1].get_title() == "“a cat” 0.25"
+    save_figure(figure, tmp_path / "heat.png")
+
+
+def test_heat_of_nothing_is_the_bare_picture(tmp_path: Path) -> None:
+    save_figure(heat_maps([[heat("a cat", 0.0)]]), tmp_path / "heat.png")
+    save_figure(heat_maps([]), tmp_path / "none.png")
+
+
+def test_before_and_after_are_two_rows_of_the_same_query(hits: Any) -> None:
+    before = QueryAnswer("red hearts", hits(3), [False, False, True])
+    after = QueryAnswer("red hearts", hits(2), [True, True], "2 of 8 pictures match")
+    figure = before_and_after(before, after)
+    assert figure.get_suptitle() == "“red hearts” (2 of 8 pictures match)"
+    upper, lower = figure.subfigs
+    assert (upper.get_suptitle(), lower.get_suptitle()) == ("before training", "after training")
+    assert [axes.get_title() for axes in upper.axes] == ["✗ 0.90", "✗ 0.80", "✓ 0.70"]
+    assert [axes.get_title() for axes in lower.axes] == ["✓ 0.90", "✓ 0.80", ""]
+    assert sum(len(axes.images) for axes in lower.axes) == 2

@@ -299,3 +299,29 @@ def test_a_run_keeps_what_it_saw(tables: Tables, config: Config, tmp_path: Path)
     assert run.overlap(val.take_images([0, 1, 2])) == {"trained": 0, "selected": 3}
     stated = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     assert stated["config"]["batch_size"] == 8 and stated["format_version"] == 1
+
+
+def test_after_each_epoch_the_run_is_handed_over_with_history_weights_and_state(
+    tables: Tables, config: Config, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+
+    def look(run: Run) -> None:
+        seen.append((len(run.history()), run.weights_path.is_file(), run.state_path.is_file()))
+
+    fit(*tables, out=tmp_path / "run", config=config, on_epoch=look)
+    assert seen == [(1, True, True), (2, True, True), (3, True, True)]
+
+
+def test_what_the_hook_raises_ends_the_training_which_goes_on_later(
+    tables: Tables, config: Config, tmp_path: Path
+) -> None:
+    whole = fit(*tables, out=tmp_path / "whole", config=config)
+
+    def fail(run: Run) -> None:
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(*tables, out=tmp_path / "run", config=config, on_epoch=fail)
+    resumed = fit(*tables, out=tmp_path / "run", config=config, resume=True)
+    assert resumed.is_complete and same_weights(whole, resumed)

@@ -30,6 +30,7 @@ def test_a_run_holds_weights_descriptions_history_pictures_and_page(outcome: Out
         "history.jsonl",
         "metrics.json",
         "training_curves.png",
+        "before_after.png",
         "retrieval.png",
         "zero_shot.png",
         "report.html",

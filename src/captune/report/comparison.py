@@ -321,7 +321,7 @@ def _draw_epochs(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlabel("epoch")
     last = max(len(run.history) for variant in comparison.variants for run in variant.runs)
     axes.set_xlim(0.8, last + 0.2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(fontsize=8, frameon=False)
     open_axes(axes)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from captune.data.pixels import load_image
@@ -62,8 +62,9 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
     recall.set_ylim(bottom=0)
     for axes in (loss, recall):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8, frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        # Long enough to tell dashes from a line.
+        axes.legend(fontsize=8, frameon=False, handlelength=3.5)
         open_axes(axes)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
@@ -76,22 +77,34 @@ def retrieval_sheet(answers: Sequence[QueryAnswer], title: str = "") -> Figure:
     figure = Figure(figsize=(1.75 * columns, 2.25 * rows + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)
     for band, answer in zip(figure.subfigures(rows, 1, squeeze=False)[:, 0], answers, strict=False):
-        band.suptitle(
-            f"“{_short(answer.query, 24 * columns)}”",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-            parse_math=False,
-        )
-        for place, axes in enumerate(band.subplots(1, columns, squeeze=False)[0]):
-            axes.axis("off")
-            if place < len(answer.hits):
-                _picture(axes, answer.hits[place].image)
-                right = answer.right[place] if answer.right else None
-                mark, color = {None: ("", "black"), True: ("✓ ", GREEN), False: ("✗ ", RED)}[right]
-                score = f"{mark}{answer.hits[place].score:.2f}"
-                axes.set_title(score, fontsize=8, color=color, pad=2)
+        _row_of_hits(band, answer, f"“{_short(answer.query, 24 * columns)}”", columns)
     return figure
+
+
+def before_and_after(before: QueryAnswer, after: QueryAnswer) -> Figure:
+    """One query's best pictures in two rows: as it was before training, and after."""
+    columns = max(1, len(before.hits), len(after.hits))
+    figure = Figure(figsize=(1.75 * columns, 4.7), layout="constrained")
+    note = f" ({after.note})" if after.note else ""
+    title = f"“{_short(after.query, 24 * columns)}”{note}"
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    bands = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    _row_of_hits(bands[0], before, "before training", columns)
+    _row_of_hits(bands[1], after, "after training", columns)
+    return figure
+
+
+def _row_of_hits(band: FigureBase, answer: QueryAnswer, heading: str, columns: int) -> None:
+    """Pictures side by side below a heading, best first, with score and mark."""
+    band.suptitle(heading, fontsize=10, x=0.01, ha="left", parse_math=False)
+    for place, axes in enumerate(band.subplots(1, columns, squeeze=False)[0]):
+        axes.axis("off")
+        if place < len(answer.hits):
+            _picture(axes, answer.hits[place].image)
+            right = answer.right[place] if answer.right else None
+            mark, color = {None: ("", "black"), True: ("✓ ", GREEN), False: ("✗ ", RED)}[right]
+            score = f"{mark}{answer.hits[place].score:.2f}"
+            axes.set_title(score, fontsize=8, color=color, pad=2)
 
 
 def zero_shot_bars(
@@ -169,7 +182,10 @@ def recall_bars(
 
 
 def heat_maps(rows: Sequence[Sequence[HeatMap]], title: str = "") -> Figure:
-    """A row for each picture: as the model sees it, then each query with its heat and score."""
+    """A row for each picture: as the model sees it, then each query with its heat and score.
+
+    A row has one scale: a query that finds less support than its neighbours is paler.
+    """
     columns = 1 + max((len(row) for row in rows), default=0)
     figure = Figure(figsize=(2.3 * columns, 2.6 * max(1, len(rows)) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -177,11 +193,13 @@ def heat_maps(rows: Sequence[Sequence[HeatMap]], title: str = "") -> Figure:
     for axes in grid.flat:
         axes.axis("off")
     for line, row in zip(grid, rows, strict=False):
+        strongest = max((heat.strength for heat in row), default=0) or 1
         for axes, heat in zip(line[1:], row, strict=False):
             line[0].imshow(heat.picture)
             axes.imshow(heat.picture)
             # What is cold stays the picture: opacity follows the heat.
-            axes.imshow(heat.values, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat.values)
+            values = heat.values * heat.strength / strongest
+            axes.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * values)
             words = textwrap.shorten(heat.query, 26, placeholder=" …")
             axes.set_title(f"“{words}” {heat.score:.2f}", fontsize=9, pad=3, parse_math=False)
     return figure

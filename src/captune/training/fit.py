@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -55,6 +55,7 @@ def fit(
     criterion: Criterion | None = None,
     resume: bool = False,
     provenance: Provenance | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
 ) -> Run:
     """Train an image tower on ``train``, keep the model that is best on ``val``.
 
@@ -66,6 +67,8 @@ def fit(
         criterion: a loss of one's own; default: what ``config`` names.
         resume: go on where the run in ``out`` stopped.
         provenance: where the tables came from, so that later commands find the data.
+        on_epoch: called with the run after each epoch, when all of it is saved; what it raises
+            ends the training, which can be resumed.
 
     Returns:
         The run, complete: best weights (by rsum on ``val``), history, seen images.
@@ -91,7 +94,7 @@ def fit(
     run.write_identity()
     run.write_seen(train, val)
     job = _Fit(run, model, criterion, train, val)
-    return job.run_all(resume=resume)
+    return job.run_all(resume=resume, on_epoch=on_epoch)
 
 
 def make_criterion(config: Config) -> Criterion:
@@ -151,7 +154,7 @@ class _Fit:
         if warmup < config.warmup_steps:
             say(f"warm-up cut from {config.warmup_steps} to {warmup}: a tenth of all steps")
 
-    def run_all(self, *, resume: bool) -> Run:
+    def run_all(self, *, resume: bool, on_epoch: Callable[[Run], None] | None) -> Run:
         """All epochs that remain."""
         progress = EpochProgress(0)
         if resume and self.run.state_path.is_file():
@@ -167,6 +170,8 @@ class _Fit:
                 self._keep(history)
                 progress = EpochProgress(progress.epoch + 1)
                 save_state(self.run.state_path, self.parts, progress)
+                if on_epoch is not None:
+                    on_epoch(self.run)
                 if self.stop.requested and progress.epoch < self.run.config.num_epochs:
                     raise TrainingStopped(self.run)
         self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use

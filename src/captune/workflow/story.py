@@ -24,6 +24,7 @@ from captune.models import CLIPModel
 from captune.report.html import Failure, Report, ResultRow, write_report
 from captune.report.plots import (
     QueryAnswer,
+    before_and_after,
     retrieval_sheet,
     save_figure,
     training_curves,
@@ -126,6 +127,8 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
     metrics, embeddings = measure(opened, subject.table)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     answers = _answers(subject, hits)
+    first = _answers(subject, before.hits)
+    save_figure(before_and_after(first[0], answers[0]), run.output("before_after", ".png"))
     figures = _draw(run, subject, model, answers, set(embeddings.rows.tolist()))
     page = run.output("report", ".html")
     results_note = (
@@ -137,7 +140,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
         Report(
             title=subject.title,
             summary=run.config.describe(),
-            before=_answers(subject, before.hits),
+            before=first,
             after=answers,
             queries_note=subject.queries_note,
             results=_results(metrics, before),

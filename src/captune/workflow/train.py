@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ def train(
     out: str | Path | None = None,
     options: TableOptions | None = None,
     resume: bool = False,
+    on_epoch: Callable[[Run], None] | None = None,
 ) -> Outcome:
     """Train on ``data``, measure on its validation split, and write pictures and page.
+
+    ``on_epoch`` is called after each epoch, as :func:`captune.training.fit.fit` says.
 
     Raises:
         CaptuneError: wrong data, an occupied folder, a tower that cannot be loaded.
@@ -65,6 +68,7 @@ def train(
         config=config,
         out=Path(out) if out else default_out(data, config),
         resume=resume,
+        on_epoch=on_epoch,
     )
 
 
@@ -76,12 +80,21 @@ def train_and_tell(
     out: Path,
     resume: bool,
     subject: Subject | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
 ) -> Outcome:
     """Train, then tell: ``subject`` is what the page is about, default the validation split."""
     train_table = source.table(provenance.train_split)
     val_table = source.table(provenance.val_split)
     _warn_of_shared_images(train_table, val_table)
-    run = fit(train_table, val_table, out=out, config=config, resume=resume, provenance=provenance)
+    run = fit(
+        train_table,
+        val_table,
+        out=out,
+        config=config,
+        resume=resume,
+        provenance=provenance,
+        on_epoch=on_epoch,
+    )
     subject = subject or sample_subject(run, val_table)
     metrics, page = tell(run, subject)
     write_json(run.output("metrics", ".json"), metrics)

@@ -1,0 +1,162 @@
+"""What there is, shown: samples of the data, the parts of a model, the files of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from captune.config import Config
+from captune.data.sources import open_source
+from captune.errors import CaptuneError
+from captune.models import CLIPModel
+from captune.notebook.display import (
+    plainly,
+    show_figure,
+    show_html,
+    show_table,
+)
+from captune.report.comparison import Comparison
+from captune.report.plots import sample_sheet
+from captune.training.run import Run
+
+KIB, MIB = 1024, 1024**2
+CONTENTS = {
+    "config.json": "the configuration",
+    "data.json": "where the data lies",
+    "best_model": "image tower, head and temperature of the best epoch",
+    "image_encoder.json": "architecture of the image tower",
+    "preprocess.json": "size and normalisation of its input",
+    "text_encoder.json": "name and fingerprint of the frozen text tower",
+    "history.jsonl": "a line for each epoch",
+    "metrics": "the recalls of 7.1",
+    "training_curves": "loss and recall over epochs",
+    "retrieval": "answers to queries",
+    "before_after": "the first query's pictures before training and after",
+    "zero_shot": "zero-shot labels",
+    "report": "the page with all of it: opens in any browser, offline",
+    "seen_images.parquet": "which images it was trained and chosen on",
+    "embeddings": "image embeddings, a cache",
+    "logs": "TensorBoard",
+    "last": "the resume state of a run that is not complete",
+    "comparison": "the comparison: page, picture and numbers",
+}
+
+
+@plainly
+def show_samples(data: str | Path, split: str = "", *, count: int = 8, seed: int = 0) -> list[str]:
+    """Show random pictures of a split (default: the training one), each with one caption.
+
+    Returns:
+        The paths of the pictures.
+    """
+    source = open_source(data)
+    table = source.table(split or source.train_split)
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(table), size=min(count, len(table)), replace=False)
+    samples = [
+        (str(table.path(row)), table.caption(int(rng.choice(table.captions_of(row)))))
+        for row in rows
+    ]
+    show_figure(sample_sheet(samples, table.describe()))
+    return [path for path, _ in samples]
+
+
+@plainly
+def describe_model(model: CLIPModel | Mapping[str, Any]) -> CLIPModel:
+    """Show the parts of a model, or of the one that a config names: parameters, trained or not."""
+    if not isinstance(model, CLIPModel):
+        model = CLIPModel.from_config(Config.from_mapping(model))
+    side = model.preprocess.image_size
+    image: Any = model.image_encoder
+    parts: list[tuple[str, str, nn.Module]] = [
+        ("image tower", f"{image.name}: {side}×{side} pixels to {image.feature_dim} values", image)
+    ]
+    if model.pooling is not None:
+        parts.append(("attention pooling", f"{model.pooling.heads} heads", model.pooling))
+    parts += [
+        (f"head, {name or 'projection'}", _form(part), part)
+        for name, part in model.head.named_modules()
+        if not list(part.children()) and _count(part)
+    ]
+    rows = [
+        (name, shape, f"{_count(part):,}", "yes" if _count(part, trainable=True) else "–")
+        for name, shape, part in parts
+    ]
+    text = model.text_encoder
+    inner = getattr(text, "model", None)
+    size = f"{_count(inner):,}" if isinstance(inner, nn.Module) else "its own"
+    rows.append(("text tower", f"{text.name}: text to {text.dimension} values", size, "no, frozen"))
+    total = f"{_count(model, trainable=True):,} trainable parameters"
+    show_table("Model", ("part", "what", "parameters", "trained"), rows, total)
+    return model
+
+
+def _form(layer: nn.Module) -> str:
+    """A layer in a few words: ``Linear, 1280 to 1024``."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.Linear):
+        return f"{kind}, {layer.in_features} to {layer.out_features}"
+    return f"{kind}, {layer.num_features}" if isinstance(layer, nn.BatchNorm1d) else kind
+
+
+def _count(part: nn.Module, *, trainable: bool = False) -> int:
+    return sum(p.numel() for p in part.parameters() if p.requires_grad or not trainable)
+
+
+@plainly
+def show_comparison(comparison: Comparison) -> Comparison:
+    """Show the table and the figure of a comparison of flags."""
+    show_html(comparison._repr_html_(), comparison.to_text())
+    show_figure(comparison.figure())
+    return comparison
+
+
+@plainly
+def summary(*runs: Run | str | Path) -> list[Path]:
+    """What lies where: a table for each run, or for the folder of a comparison.
+
+    Returns:
+        The files and folders listed.
+    """
+    listed: list[Path] = []
+    for run in runs:
+        folder = run_folder(run)
+        found = [path for path in sorted(folder.iterdir()) if _bytes(path)]
+        rows = [(path.name, _what(path), _size(_bytes(path))) for path in found]
+        total = f"{_size(sum(map(_bytes, found)))} in {folder.resolve()}"
+        show_table(str(folder), ("file", "what", "size"), rows, total)
+        listed += found
+    return listed
+
+
+def _what(path: Path) -> str:
+    stem = path.name.removesuffix(path.suffix)
+    for key, words in CONTENTS.items():
+        if path.name == key or stem in (key, f"{key}_bn", f"{key}_attn", f"{key}_bn_attn"):
+            return words
+    return "a run of the comparison" if (path / "config.json").is_file() else ""
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:.1f} MiB" if count >= MIB else f"{count / KIB:.1f} KiB"
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def run_folder(run: Run | str | Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        CaptuneError: it is not there.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    if not folder.is_dir():
+        raise CaptuneError(f"no run at {folder}: train one first")
+    return folder
