@@ -38,10 +38,11 @@ def test_a_table_for_reading_and_where_picture_and_page_are(
     ("words", "culprit"),
     [
         (["--flags", "use_batch_nrom"], "use_batch_norm"),
-        (["--flags", "batch_size"], "batch_size=a,b"),
+        (["--flags", "hidden_dim"], "hidden_dim=a,b"),
         (["--flags", "use_batch_norm", "--seeds", "0"], "seeds=0"),
         (["--flags", "use_batch_norm", "batch_size=many"], "'many'"),
         (["--flags", "use_batch_norm", "--split", "tset"], "tset"),
+        (["--flags", "use_batch_norm", "use_batch_norm=true"], "cannot be set as well"),
         ([], "--flags"),
     ],
 )

@@ -110,6 +110,24 @@ def test_resuming_from_the_middle_of_an_epoch_changes_nothing(
     assert timeless == expected
 
 
+def test_ctrl_c_in_the_last_validation_is_told_to_the_caller_and_the_run_is_complete(
+    tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever trains many runs in turn must hear of it; the same call finds all done."""
+    real = fit_module.validate
+
+    def validate(*arguments: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    config = config.replace(num_epochs=1)
+    monkeypatch.setattr(fit_module, "validate", validate)
+    with pytest.raises(TrainingStopped) as stopped:
+        fit(*tables, out=tmp_path / "run", config=config)
+    assert stopped.value.run.is_complete
+    assert fit(*tables, out=tmp_path / "run", config=config).is_complete
+
+
 def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

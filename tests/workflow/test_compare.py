@@ -11,12 +11,14 @@ import pytest
 
 from captune.config import Config
 from captune.data.demo import draw_demo
+from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
 from captune.evaluation.intervals import METRICS
 from captune.training.fit import TrainingStopped
 from captune.training.run import Run
-from captune.workflow.compare import Matrix, compare, query_hits
-from captune.workflow.evaluate import open_model
+from captune.workflow.compare import Matrix, _file_name, compare, query_hits
+from captune.workflow.evaluate import evaluate, open_model
+from conftest import write_scene, write_split
 
 FLAGS = ["use_batch_norm", "use_attention_pooling"]
 
@@ -49,6 +51,7 @@ def test_a_flag_switched_off_has_a_name_of_its_own() -> None:
         (["batch_size=8,8"], "two or more"),
         (["batch_size=8,many"], "'many'"),
         (["seed=0,1"], "--seeds"),
+        (["val_split=val,train"], "--split"),
         (["use_batch_norm", "use-batch-norm"], "twice"),
         ({"batch_size": (0, 8)}, "batch_size must be at least 2"),
     ],
@@ -119,8 +122,91 @@ def test_another_split_is_measured_where_it_is_named(
     assert "fresh" in found.subject and found.notes == []
 
 
+def test_metrics_of_other_data_are_not_taken_for_the_comparison_s_own(
+    coco: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """`evaluate RUN OTHER_DATA` leaves its metrics in the run; the split's name may be the same."""
+    call: dict[str, Any] = {"flags": ["augment"], "seeds": 1, "config": tiny_config}
+    first = compare(coco, out=tmp_path / "out", **call)
+    other = tmp_path / "other"
+    write_split(other, "val", 3, first=5)
+    evaluate(str(first.variants[1].runs[0].folder), data=str(other), split="val")
+    again = compare(coco, out=tmp_path / "out", **call)
+    assert again.to_dict() == first.to_dict()
+
+
+def test_metrics_of_other_weights_are_measured_anew(
+    coco: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    call: dict[str, Any] = {"flags": ["augment"], "seeds": 1, "config": tiny_config}
+    first = compare(coco, out=tmp_path / "out", **call)
+    path = tmp_path / "out" / "base-seed0" / "metrics.json"
+    stale = json.loads(path.read_text(encoding="utf-8"))
+    stale["rsum"], stale["image_to_text"]["R@1"] = 600.0, 99.0
+    path.write_text(json.dumps(stale), encoding="utf-8")
+    assert compare(coco, out=tmp_path / "out", **call).to_dict() == first.to_dict()
+
+
+def test_a_relative_table_to_validate_on_is_the_same_at_the_second_call(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "val"):
+        rows = ["image,caption"]
+        for number, colour in enumerate(("red", "green", "blue", "white", "black") * 2):
+            write_scene(tmp_path / name / f"{number}.jpg", "yellow", colour)
+            rows.append(f"{name}/{number}.jpg,{colour} square {number}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    call: dict[str, Any] = {
+        "flags": ["augment"],
+        "seeds": 1,
+        "config": tiny_config,
+        "options": TableOptions(val="val.csv"),
+    }
+    assert compare("train.csv", **call).to_dict() == compare("train.csv", **call).to_dict()
+
+
+def test_a_tower_of_one_s_own_may_be_one_of_the_values(
+    coco: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "examples")
+    towers = (tiny_config.text_encoder, "own_text_encoder:make")
+    call: dict[str, Any] = {"flags": {"text_encoder": towers}, "seeds": 1, "config": tiny_config}
+    found = compare(coco, out=tmp_path / "out", **call)
+    assert len(found.variants) == 2
+    assert compare(coco, out=tmp_path / "out", **call).to_dict() == found.to_dict()
+
+
+def test_a_start_cut_short_does_not_block_its_folder(
+    coco: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("base-seed0", "augment-seed0")):
+        folder = tmp_path / "out" / name
+        folder.mkdir(parents=True)
+        (folder / ("config.json", "data.json")[number]).write_text("{}", encoding="utf-8")
+        (folder / ".data.json.abc.tmp").touch()
+    found = compare(coco, flags=["augment"], seeds=1, config=tiny_config, out=tmp_path / "out")
+    assert [len(variant.runs) for variant in found.variants] == [1, 1]
+
+
+def test_the_page_states_the_precision_that_the_runs_were_trained_in(
+    coco: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    call: dict[str, Any] = {"flags": ["augment"], "seeds": 1, "out": tmp_path / "out"}
+    compare(coco, config=tiny_config.replace(precision="fp32"), **call)
+    found = compare(coco, config=tiny_config.replace(precision="bf16"), **call)
+    assert "precision=fp32" in found.config
+
+
+def test_names_that_a_file_system_refuses_still_get_a_folder_each() -> None:
+    names = ["text_encoder=a/b", "text_encoder=a:b", "text_encoder=a_b"]
+    assert len({_file_name(name) for name in names}) == 3
+    assert _file_name("use_batch_norm+batch_size=4") == "use_batch_norm+batch_size=4"
+
+
 def test_hits_of_a_run_give_the_recalls_of_its_metrics(outcome: Any) -> None:
-    hits = query_hits(open_model(str(outcome.run.folder)), "val")
+    table = outcome.run.source().table("val")
+    hits = query_hits(open_model(str(outcome.run.folder)), table)
     expected = [outcome.metrics[direction][key] for direction, key in METRICS]
     assert hits.recalls() == pytest.approx(expected)
 

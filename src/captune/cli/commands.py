@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from captune.config import Config, parse_value
+from captune.errors import CaptuneError
 
 EXIT_INTERRUPTED = 130
 
@@ -65,6 +66,9 @@ def compare(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     rest = [word for word in arguments.flags if word not in flags]
     values = dict(word.split("=", 1) for word in rest)
     config = {**overrides, **{key: parse_value(key, value) for key, value in values.items()}}
+    twice = {word.partition("=")[0].replace("-", "_") for word in flags} & set(config)
+    if twice:
+        raise CaptuneError(f"{min(twice)} is to be compared, so it cannot be set as well")
     try:
         comparison = compare(
             arguments.data,

@@ -44,6 +44,11 @@ class TableOptions:
     caption: str = ""
     val: str = ""
 
+    def resolved(self) -> TableOptions:
+        """With an absolute ``val``: a run is opened from other folders too."""
+        val = str(Path(self.val).expanduser().resolve()) if self.val else ""
+        return dataclasses.replace(self, val=val)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; ``TableOptions(**value)`` reads it back once the list is a tuple."""
         return {

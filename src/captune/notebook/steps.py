@@ -67,10 +67,10 @@ def _folder_of(data: str | Path, config: Config, out: Path) -> Path:
     folder = out / training.default_out(str(data), config).name
     wanted = Run(folder, config, Provenance(str(Path(data).expanduser().resolve())))
     number = 1
-    while (folder / "config.json").is_file() and Run.open(folder).differences(wanted):
+    while Run.is_begun(folder) and Run.open(folder).differences(wanted):
         number += 1
         folder = wanted.folder.with_name(f"{wanted.folder.name}-{number}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+    if folder.exists() and any(folder.iterdir()) and not Run.is_begun(folder):
         folder = free_name(wanted.folder)
     if number > 1:
         say(f"{wanted.folder} holds another configuration: this run is kept in {folder}")

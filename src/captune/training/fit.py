@@ -177,6 +177,8 @@ class _Fit:
         self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use
         if self.run.config.log_with != "none":
             self.accelerator.end_training()
+        if self.stop.requested:  # in the last validation: whoever called must not go on
+            raise TrainingStopped(self.run)
         return self.run
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:

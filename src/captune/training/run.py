@@ -26,6 +26,9 @@ VERSION = 1
 # How a run is computed, not what: these may change when it is resumed.
 MACHINE_KEYS = frozenset({"device", "precision", "num_workers", "save_steps", "log_with"})
 
+# What says which run a folder holds; one without the other is the scrap of a start cut short.
+IDENTITY = ("config.json", "data.json")
+
 TRAINED, SELECTED = "trained", "selected"
 
 
@@ -75,7 +78,7 @@ class Run:
         """
         path = Path(folder)
         run = cls(path, config, provenance)
-        if (path / "config.json").is_file():
+        if cls.is_begun(path):
             existing = cls.open(path)
             differing = existing.differences(run)
             if differing:
@@ -83,11 +86,16 @@ class Run:
                     f"{path} holds a run with another configuration ({', '.join(differing)}): "
                     f"take --out {free_name(path)}"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or not all(map(_is_scrap, path.iterdir()))):
             raise CaptuneError(
                 f"{path} is not empty and holds no run: take --out {free_name(path)}"
             )
         return run
+
+    @staticmethod
+    def is_begun(folder: Path) -> bool:
+        """Whether a run is in ``folder``, complete or not."""
+        return all((folder / name).is_file() for name in IDENTITY)
 
     def write_identity(self) -> None:
         """Write what the run is: its configuration, and where its data lies."""
@@ -205,6 +213,11 @@ class Run:
         if not self.provenance.data:
             raise CaptuneError(f"{self.folder} does not say where its data lies: name the data")
         return open_source(self.provenance.data, self.provenance.options)
+
+
+def _is_scrap(path: Path) -> bool:
+    """What a process killed in its first moment leaves."""
+    return path.name in IDENTITY or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def free_name(folder: Path) -> Path:

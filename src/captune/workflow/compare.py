@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -17,14 +19,15 @@ from captune.bank import CaptionBank
 from captune.config import FIELDS, Config, parse_value
 from captune.console import say
 from captune.data.sources import open_source
+from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError, nearest
-from captune.evaluation.intervals import QueryHits
-from captune.files import read_json
+from captune.evaluation.intervals import METRICS, QueryHits
+from captune.files import read_json, write_json
 from captune.metrics import retrieval_ranks, similarity_rows
 from captune.report.comparison import Comparison, SeedRun, Variant, write_comparison
 from captune.training.run import Provenance, Run, free_name
-from captune.workflow.evaluate import Opened, OwnTowers, embed, evaluate, open_model
+from captune.workflow.evaluate import Opened, OwnTowers, embed, measure, open_model
 from captune.workflow.train import default_out, train
 
 BASE = "base"
@@ -57,6 +60,10 @@ class Matrix:
                 raise CaptuneError(f"unknown config key {key!r}{nearest(key, FIELDS)}")
             if key == "seed":
                 raise CaptuneError("seeds are compared over, not between: use seeds=N (--seeds N)")
+            if key == "val_split":
+                raise CaptuneError(
+                    "variants are compared on one split: name it with split=... (--split)"
+                )
             if key in values:
                 raise CaptuneError(f"{key} is to be compared twice: name all its values at once")
             if len(set(found)) < 2 or len(set(found)) < len(found):
@@ -96,18 +103,12 @@ def _parse_flag(word: str) -> tuple[str, Sequence[Any]]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all runs of one comparison share."""
+    """What all runs of one comparison share; ``table`` is what they are measured on."""
 
     data: str
     folder: Path
     options: TableOptions
-    split: str | None
-    config: Mapping[str, Any]
-    own: OwnTowers = field(init=False)
-
-    def __post_init__(self) -> None:
-        own = OwnTowers.of(Config.from_mapping(dict(self.config)))
-        object.__setattr__(self, "own", own)
+    table: CaptionTable
 
 
 def compare(
@@ -152,10 +153,11 @@ def compare(
         for seed in range(first, first + seeds)
         for values in matrix.combinations
     ]
-    if split is not None:
-        open_source(data, options).table(split)  # a wrong name must not wait for the first run
+    options = (options or TableOptions()).resolved()
+    source = open_source(data, options)  # a wrong name must not wait for the first run
+    table = source.table(split or wanted[0][2].val_split or source.val_split)
     folder = Path(out) if out else _default_folder(str(data))
-    job = _Job(str(data), folder, options or TableOptions(), split, shared)
+    job = _Job(str(data), folder, options, table)
     found: dict[str, list[SeedRun]] = {matrix.name(v): [] for v in matrix.combinations}
     bar = tqdm(wanted, desc="comparing", unit="run")
     for values, seed, run_config in bar:
@@ -166,8 +168,9 @@ def compare(
         Variant(matrix.name(values), values, tuple(found[matrix.name(values)]))
         for values in matrix.combinations
     ]
-    base = wanted[0][2]
-    comparison = Comparison(folder, base.describe(), tuple(variants))
+    # As the run was trained, which may have been on another machine in another precision.
+    stated = Run.open(variants[0].runs[0].folder).config.describe()
+    comparison = Comparison(folder, stated, tuple(variants))
     write_comparison(comparison)
     return comparison
 
@@ -188,18 +191,30 @@ def _one_run(job: _Job, name: str, seed: int, config: Config) -> SeedRun:
         ).run
     else:
         say(f"{name}, seed {seed}: {folder} is complete already")
-    split = job.split or run.provenance.val_split
+    opened = open_model(str(folder), OwnTowers.of(config))
+    hits = query_hits(opened, job.table)
+    return SeedRun(folder, seed, _metrics(opened, run, hits, job), run.history(), hits)
+
+
+def _metrics(opened: Opened, run: Run, hits: QueryHits, job: _Job) -> dict[str, Any]:
+    """The run's metrics file, written anew where it is not of these images or not of this model."""
     path = run.output("metrics", ".json")
-    metrics = read_json(path, what="metrics") if path.is_file() else {}
-    if metrics.get("split") != split:
-        metrics = evaluate(str(folder), split=split, own=job.own)
-    hits = query_hits(open_model(str(folder), job.own), split)
-    return SeedRun(folder, seed, metrics, run.history(), hits)
+    kept = read_json(path, what="metrics")
+    table = job.table
+    stated = [kept.get(key) for key in ("data", "split", "split_digest")]
+    if stated == [table.name, table.split, table.digest]:
+        recalls = [kept[direction][key] for direction, key in METRICS]
+        if np.allclose(recalls, hits.recalls()):
+            return dict(kept)
+    metrics, _ = measure(opened, table)
+    write_json(path, metrics)
+    return metrics
 
 
 def _file_name(name: str) -> str:
-    """A variant's name without what a file system may refuse."""
-    return re.sub(r"[^\w.+=-]", "_", name)
+    """A variant's name without what a file system may refuse; still one folder a name."""
+    clean = re.sub(r"[^\w.+=-]", "_", name)
+    return clean if clean == name else f"{clean}-{hashlib.blake2b(name.encode()).hexdigest()[:6]}"
 
 
 def _has_state(folder: Path) -> bool:
@@ -212,7 +227,7 @@ def _complete_run(folder: Path, config: Config, job: _Job) -> Run | None:
     Raises:
         CaptuneError: it is a run of another configuration, or on other data.
     """
-    if not (folder / "data.json").is_file():
+    if not Run.is_begun(folder):
         return None
     run = Run.open(folder)
     provenance = Provenance(str(Path(job.data).expanduser().resolve()), job.options)
@@ -226,10 +241,9 @@ def _complete_run(folder: Path, config: Config, job: _Job) -> Run | None:
     return run if run.is_complete and told else None
 
 
-def query_hits(opened: Opened, split: str) -> QueryHits:
-    """Which queries of ``split`` of the run's own data are answered, image by image."""
+def query_hits(opened: Opened, table: CaptionTable) -> QueryHits:
+    """Which queries of ``table`` a run answers, image by image."""
     assert opened.run is not None
-    table = opened.run.source().table(split)
     embeddings = embed(opened, table)
     precision = opened.run.config.precision
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +51,7 @@ def train(
         CaptuneError: wrong data, an occupied folder, a tower that cannot be loaded.
         TrainingStopped: Ctrl-C; everything is saved.
     """
-    options = options or TableOptions()
-    if options.val:
-        # The run is opened from other folders too.
-        options = dataclasses.replace(options, val=str(Path(options.val).expanduser().resolve()))
+    options = (options or TableOptions()).resolved()
     source = open_source(data, options)
     return train_and_tell(
         source,
