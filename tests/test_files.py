@@ -25,7 +25,7 @@ def test_json_keeps_every_letter(tmp_path: Path) -> None:
     assert read_json(tmp_path / "deep" / "a.json", what="file") == {"caption": "ein Käse — 猫"}
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"", b"[" * 200_000, b"9" * 5000])
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(CaptuneError, match=r"a\.json cannot be read as JSON"):

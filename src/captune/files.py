@@ -61,7 +61,8 @@ def read_json(path: Path, *, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CaptuneError(f"no {what} at {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: no UTF-8, no JSON, numbers of thousands of digits; RecursionError: nested deeply.
+    except (OSError, ValueError, RecursionError) as error:
         raise CaptuneError(f"{what} {path} cannot be read as JSON: {error}") from None
 
 

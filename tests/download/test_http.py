@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captune.download.http import Patience, RemoteFile
+from captune.download.http import RemoteFile
+from captune.download.stumbling import Patience
 from captune.download.whole import download_file
 from captune.errors import CaptuneError
 from download.web import QUICK, Server

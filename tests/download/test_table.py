@@ -90,7 +90,7 @@ def test_a_table_with_every_fault(photos: Path, tmp_path: Path) -> None:
 
 def test_a_sound_table_leaves_no_list_of_failures(photos: Path, tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", [(f"photos/{n}.jpg", f"thing {n}") for n in range(4)])
-    (tmp_path / "out").mkdir()
+    convert_table(table, tmp_path / "out")
     (tmp_path / "out" / "failures.csv").write_text("of an earlier run", encoding="utf-8")
     report = convert_table(table, tmp_path / "out")
     assert not report.failures_file.exists()

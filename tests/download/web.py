@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from captune.download.coco import download_coco
-from captune.download.http import Patience
+from captune.download.stumbling import Patience
 
 QUICK = Patience(attempts=4, timeout=5.0, first_wait=0.001, longest_wait=0.002)
 SPLITS = {"train": 12, "val": 5}
@@ -33,6 +33,7 @@ class Server:
         versions: the ETag's text by path, where it is not the first version.
         tells_versions: whether answers after the first carry an ETag.
         asked: ``(path, Range header)`` of each request.
+        encodings: the Accept-Encoding header of each request.
         sent: bytes of content sent so far.
         limit: where ``sent`` reaches it, the server falls silent until it is raised; connections
             from before that are then closed.
@@ -51,6 +52,7 @@ class Server:
     versions: dict[str, str] = field(default_factory=dict)
     tells_versions: bool = True
     asked: list[tuple[str, str]] = field(default_factory=list)
+    encodings: list[str] = field(default_factory=list)
     sent: int = 0
     limit: int | None = None
     drop_after: int | None = None
@@ -98,6 +100,7 @@ def answer(server: Server, handler: BaseHTTPRequestHandler) -> None:
     path = handler.path
     wanted = handler.headers.get("Range", "")
     server.asked.append((path, wanted))
+    server.encodings.append(handler.headers.get("Accept-Encoding", ""))
     if server.on_request:
         server.on_request(path)
     content = server.files.get(path)

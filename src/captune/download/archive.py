@@ -16,14 +16,18 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from captune.download.disk import full_disk_is_an_error, gigabytes
-from captune.download.http import PATIENCE, Patience, RemoteFile
+from captune.download.http import RemoteFile
 from captune.download.photos import bounded, shrunk_or_same, sizes, workers, write_photo
+from captune.download.stumbling import PATIENCE, Patience
 from captune.errors import CaptuneError
 
 T = TypeVar("T")
 
 LARGEST_PHOTO = 64 << 20  # bytes unpacked; COCO's largest is below 1 MB
 LARGEST_TABLE = 4 << 30  # COCO's largest annotation file has half a gigabyte
+# COCO's largest archive lists 82,783 entries in 8 MB; the list is read whole, and each takes a
+# kilobyte of memory.
+_LARGEST_LIST, MOST_ENTRIES = 128 << 20, 500_000
 _BUFFER = 1 << 20
 _PIECE = 1 << 20
 # Photos pack 1:1 and annotations 5:1; what claims far more than that is a bomb. The second number
@@ -39,6 +43,18 @@ class Wanted:
 
     info: zipfile.ZipInfo
     path: Path
+
+
+class _Bounded(io.BufferedReader):
+    """Refuses to read at once what no honest list of entries takes: zipfile reads it whole."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGEST_LIST:
+            raise zipfile.BadZipFile(f"its list of entries claims {gigabytes(size)}")
+        content = super().read(size)
+        if len(content) > _PIECE and content.count(b"PK\x01\x02") > MOST_ENTRIES:
+            raise zipfile.BadZipFile(f"it lists more than {MOST_ENTRIES:,} entries")
+        return content
 
 
 class Archive:
@@ -64,7 +80,7 @@ class Archive:
             if isinstance(source, str)
             else source.open("rb", buffering=0)
         )
-        self._file = io.BufferedReader(raw, _BUFFER)
+        self._file = _Bounded(raw, _BUFFER)
         try:
             self.length = self._file.seek(0, io.SEEK_END)
             self._zip = self._open()
@@ -156,6 +172,11 @@ class Archive:
                     "it is not trusted, nothing was unpacked"
                 )
             end = info.header_offset + info.compress_size
+            if end > self.length:
+                raise CaptuneError(
+                    f"{self.name}: the entry {info.filename!r} lies beyond its end: "
+                    "it is not trusted, nothing was unpacked"
+                )
         total = sum(info.file_size for info in self.entries)
         if total > _LARGEST_RATIO * self.length + _HARMLESS:
             raise CaptuneError(

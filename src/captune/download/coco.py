@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from captune.console import say
 from captune.download.archive import LARGEST_TABLE, Archive, Wanted, missing, unpack_photos
-from captune.download.disk import check_room, full_disk_is_an_error, gigabytes, shrunk_bytes
-from captune.download.http import PATIENCE, Patience
+from captune.download.disk import check_room, gigabytes, shrunk_bytes
 from captune.download.photos import check_side
 from captune.download.record import Record, captions_file, claimed
+from captune.download.stumbling import PATIENCE, Patience
 from captune.download.whole import download_file
 from captune.errors import CaptuneError, nearest
 from captune.files import replacing
@@ -139,9 +139,10 @@ def fetch_annotations(
     captions = [captions_file(root, split) for split in splits]
     boxes = [root / "annotations" / f"instances_{split}2014.json" for split in splits]
     files = {path.name: path for path in (*captions, *boxes)}
-    if all(path.is_file() for path in files.values()):
-        return
     local, official = root / f".{_ANNOTATIONS}", source == OFFICIAL
+    if all(path.is_file() for path in files.values()):
+        _remove_archive(local)  # a killed run may have left it
+        return
     if not local.is_file():
         download_file(
             f"{source}/annotations/{_ANNOTATIONS}",
@@ -151,17 +152,24 @@ def fetch_annotations(
             patience=patience,
         )
     try:
-        with Archive(local, largest=LARGEST_TABLE) as archive, full_disk_is_an_error(root):
+        with Archive(local, largest=LARGEST_TABLE) as archive:
             found = archive.wanted(lambda name: files.get(PurePosixPath(name).name))
             absent = {path.name for path in captions} - {item.path.name for item in found}
             if absent:
                 raise CaptuneError(f"{source}/annotations/{_ANNOTATIONS} lacks {min(absent)}")
+            # Where the disk is full, the OSError leaves the archive for the next run.
             for item in found:
                 archive.fetch(item.info, partial(_write_flushed, item.path))
     except CaptuneError:
-        local.unlink()  # a damaged archive must not be found again by the next run
+        _remove_archive(local)  # a damaged one must not be found again by the next run
         raise
-    local.unlink()
+    _remove_archive(local)
+
+
+def _remove_archive(local: Path) -> None:
+    """The archive of annotations and what :func:`download_file` has beside it until it is whole."""
+    for end in (".part.json", ".part", ""):
+        local.with_name(local.name + end).unlink(missing_ok=True)
 
 
 def _write_flushed(path: Path, pieces: Iterable[bytes]) -> None:

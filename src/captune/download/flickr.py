@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from captune.console import say
-from captune.download.archive import Archive, unpack_photos
-from captune.download.disk import full_disk_is_an_error
+from captune.download.archive import LARGEST_PHOTO, Archive, unpack_photos
 from captune.download.flickr_captions import Captions, read_captions
 from captune.download.photos import sizes, write_photo
 from captune.download.record import captions_file, claimed
+from captune.download.tar import is_tar, read_tar
 from captune.errors import CaptuneError
 from captune.files import write_json
 
@@ -85,13 +84,14 @@ def convert_flickr(
         if not path.exists():
             raise CaptuneError(f"nothing at {path} ({option})")
     found = read_captions(paths[1], flickr.name)
-    with claimed(root, data=flickr.name, source=str(paths[0]), shrink=None) as record:
+    with claimed(
+        root, data=flickr.name, source=str(paths[0]), shrink=None, captions=found.digest
+    ) as record:
         record.write()
         places = {n: root / f"{found.split_of[n]}2014" / n for n in found.texts}
         for split in found.splits:
             (root / f"{split}2014").mkdir(exist_ok=True)
-        with full_disk_is_an_error(root):
-            _take_photos(paths[0], places)
+        _take_photos(paths[0], places)
         _write_annotations(root, found, places)
         for split in found.splits:
             if captions_file(root, split).is_file():
@@ -107,8 +107,8 @@ def _take_photos(images: Path, places: Mapping[str, Path]) -> None:
 
     if images.is_dir():
         _link_photos(images, place)
-    elif tarfile.is_tarfile(images):
-        _unpack_tar(images, place)
+    elif is_tar(images):
+        _unpack_tar(images, places)
     else:
         with Archive(images) as archive:
             unpack_photos(archive, archive.wanted(place), shrink=None)
@@ -121,31 +121,24 @@ def _link_photos(images: Path, place: Callable[[str], Path | None]) -> None:
         if target is None or target.exists():
             continue
         try:
-            os.link(path, target)
+            os.link(path.resolve(), target)  # a link to a link would dangle
         except OSError:  # another disk, or a file system without hard links
             temporary = target.with_name(f".{target.name}.tmp")
             shutil.copyfile(path, temporary)
             os.replace(temporary, target)
 
 
-def _unpack_tar(images: Path, place: Callable[[str], Path | None]) -> None:
+def _unpack_tar(images: Path, places: Mapping[str, Path]) -> None:
     """Only bare names of wanted regular files are used, so nothing can land elsewhere."""
     size = images.stat().st_size
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=images.name)
-    with bar, images.open("rb") as raw:
-        try:
-            with tarfile.open(fileobj=raw, mode="r|*") as archive:
-                for member in archive:
-                    target = place(member.name) if member.isreg() else None
-                    if target is not None and _size(target) != member.size:
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        write_photo(target, content)
-                    bar.update(raw.tell() - bar.n)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise CaptuneError(f"{images} is damaged or not whole: {error}") from None
+    with tqdm(total=size, unit="B", unit_scale=True, desc=images.name) as bar:
+        read_tar(
+            images,
+            lambda name, size: name in places and _size(places[name]) != size,
+            lambda name, pieces: write_photo(places[name], pieces),
+            largest=LARGEST_PHOTO,
+            progress=lambda at: bar.update(at - bar.n),
+        )
 
 
 def _size(path: Path) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
-import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from captune.console import say
 from captune.data.tabular import image_id
 from captune.download.archive import Archive
+from captune.download.tar import is_tar, read_tar
 from captune.errors import CaptuneError
 
 _LISTS = re.compile(r"Flickr_?(?:8|30)k\.(train|dev|test)Images\.txt", re.IGNORECASE)
@@ -45,6 +46,12 @@ class Captions:
         """Those that have photos."""
         found = set(self.split_of.values())
         return [split for split in _ORDER if split in found]
+
+    @property
+    def digest(self) -> str:
+        """Tells these captions and splits from others, whatever form they came in."""
+        content = json.dumps([self.texts, self.split_of], sort_keys=True)
+        return hashlib.blake2b(content.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def read_captions(path: Path, flickr: str) -> Captions:
@@ -105,9 +112,14 @@ def _files(path: Path) -> dict[str, str]:
                 item.path.name: _text(item.path.name, archive.fetch(item.info, b"".join))
                 for item in wanted
             }
-    if tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive_of_text:
-            return dict(_tar_texts(archive_of_text))
+    if is_tar(path):
+        texts: dict[str, str] = {}
+
+        def take(name: str, pieces: Iterable[bytes]) -> None:
+            texts[name] = _text(name, b"".join(pieces))
+
+        read_tar(path, lambda name, _: _is_known(name), take, largest=_LARGEST)
+        return texts
     # The lists of splits lie beside the captions.
     lists = [p for p in path.parent.iterdir() if _LISTS.fullmatch(p.name)]
     return {p.name: _text(p.name, p.read_bytes()) for p in (path, *lists)}
@@ -115,14 +127,6 @@ def _files(path: Path) -> dict[str, str]:
 
 def _is_known(name: str) -> bool:
     return _KNOWN.fullmatch(PurePosixPath(name).name) is not None
-
-
-def _tar_texts(archive: tarfile.TarFile) -> Iterator[tuple[str, str]]:
-    for member in archive:
-        content = archive.extractfile(member) if member.isreg() else None
-        if content is not None and _is_known(member.name) and member.size <= _LARGEST:
-            name = PurePosixPath(member.name).name
-            yield name, _text(name, content.read())
 
 
 def _text(name: str, content: bytes) -> str:
@@ -138,7 +142,7 @@ def _karpathy(path: Path, content: str) -> tuple[dict[str, list[str]], dict[str,
         images = json.loads(content)["images"]
         texts = {str(i["filename"]): [str(s["raw"]) for s in i["sentences"]] for i in images}
         return texts, {str(i["filename"]): str(i["split"]) for i in images}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaptuneError(f"{path} is no list of images as Karpathy's: {error!r}") from None
 
 
@@ -154,9 +158,14 @@ def _gathered(path: Path, name: str, content: str) -> dict[str, list[str]]:
     else:
         raise CaptuneError(f"{path}: {name} starts with {first[:60]!r}: no captions of Flickr")
     texts: dict[str, list[str]] = {}
-    for image, text in read(content):
-        if text.strip():
-            texts.setdefault(image.strip(), []).append(text.strip())
+    try:
+        for image, text in read(content):
+            if text.strip():
+                texts.setdefault(image.strip(), []).append(text.strip())
+    except csv.Error as error:  # thousands of rows read as one field
+        raise CaptuneError(
+            f"{path}: {name} cannot be read as CSV ({error}): a quotation mark may lack its second"
+        ) from None
     return texts
 
 

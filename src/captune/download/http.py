@@ -3,61 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import io
 import re
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 
 from captune import __version__
+from captune.download.stumbling import (
+    PATIENCE,
+    Patience,
+    StumbleError,
+    raise_for_status,
+    stumbles,
+)
 from captune.errors import CaptuneError
 
 T = TypeVar("T")
 
 USER_AGENT = f"captune/{__version__}"
-# What a server says when it may well answer the same request later.
-PASSING = (408, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 15  # bytes of one read; what a dropped connection may cost
 _READ_ON = 1 << 20  # a seek ahead by this much or less reads on in place of a new request
+# Real files have far fewer than 10^18 bytes, and Python refuses numbers of thousands of digits.
+_SPAN = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _FIRST_ATTEMPTS = 3  # a host that never answered at all is given up sooner
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a server that stumbles is waited for.
-
-    Attributes:
-        attempts: failures in a row, without a byte in between, after which it is given up.
-        timeout: seconds to connect, and to wait for the next piece of an answer.
-        first_wait: seconds to wait after the first failure; doubled after each further one.
-        longest_wait: seconds; also the most that a server's ``Retry-After`` is heeded.
-    """
-
-    attempts: int = 8
-    timeout: float = 30.0
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
-
-    def wait(self, failures: int, asked: float = 0.0) -> None:
-        """Sleep before the next attempt; ``asked`` are the seconds that the server names."""
-        time.sleep(min(max(self.first_wait * 2.0 ** (failures - 1), asked), self.longest_wait))
-
-
-PATIENCE = Patience()
-
-
-class StumbleError(Exception):
-    """A failure that may pass; ``asked`` are the seconds that the server wants to be left alone."""
-
-    def __init__(self, reason: str, asked: float = 0.0) -> None:
-        super().__init__(reason)
-        self.asked = asked
 
 
 class RemoteFile(io.RawIOBase):
@@ -171,7 +142,7 @@ class RemoteFile(io.RawIOBase):
         """The next bytes of the open answer, ``size`` or fewer."""
         assert self._body is not None
         with stumbles(self.url):
-            piece: bytes = self._body.raw.read(min(size, _CHUNK))
+            piece = read_some(self._body, min(size, _CHUNK))
         if not piece:
             raise StumbleError(f"the connection ended at byte {self._body_at:,} of {self.length:,}")
         self._body_at += len(piece)
@@ -204,10 +175,12 @@ class RemoteFile(io.RawIOBase):
     def _span(self, answer: requests.Response) -> tuple[int, int, int]:
         """First and last byte of a part, and the length of the whole."""
         stated = answer.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", stated.strip())
+        match = re.fullmatch(_SPAN, stated.strip())
         first, last, length = (int(number) for number in match.groups()) if match else (1, 0, 0)
         if not first <= last < length:
-            raise CaptuneError(f"{self.url}: the server sent a part with Content-Range {stated!r}")
+            raise CaptuneError(
+                f"{self.url}: the server sent a part with Content-Range {stated[:80]!r}"
+            )
         return first, last, length
 
     def _check_same(self, answer: requests.Response) -> None:
@@ -215,7 +188,9 @@ class RemoteFile(io.RawIOBase):
         if answer.status_code == 206:
             first, last, length = self._span(answer)
         else:
-            first, length = self._position, int(answer.headers.get("Content-Length", self.length))
+            stated = answer.headers.get("Content-Length", "").strip()
+            first = self._position
+            length = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else self.length
             last = length - 1
         changed = self.validator and _validator(answer) not in ("", self.validator)
         if self.length and (changed or length != self.length):
@@ -240,58 +215,14 @@ def _validator(answer: requests.Response) -> str:
     return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
 
 
-def raise_for_status(answer: requests.Response, url: str) -> None:
-    """Tell a refusal that may pass from one that will not.
+def read_some(answer: requests.Response, size: int, *, decode: bool = False) -> bytes:
+    """What has come of an answer's body, ``size`` bytes at most; ``b""`` at its end.
 
-    Raises:
-        StumbleError: the server may answer later.
-        CaptuneError: it will not, such as 404.
+    It waits for the first byte only: whoever calls it again and again can look at a clock, however
+    slowly the server sends.
     """
-    code = answer.status_code
-    if code in PASSING:
-        raise StumbleError(f"the server answered {code} {answer.reason}", _retry_after(answer))
-    if code >= 400 and code != 416:
-        raise CaptuneError(f"{url}: the server answered {code} {answer.reason}")
-
-
-def _retry_after(answer: requests.Response) -> float:
-    """Seconds that the server asks to be left alone: a number or a date."""
-    stated = answer.headers.get("Retry-After", "").strip()
-    if stated.isdigit():
-        return float(stated)
-    with contextlib.suppress(ValueError, TypeError):
-        return email.utils.parsedate_to_datetime(stated).timestamp() - time.time()
-    return 0.0
-
-
-@contextlib.contextmanager
-def stumbles(url: str) -> Iterator[None]:
-    """Tell what may pass from what will not, among all that requests and urllib3 raise.
-
-    Raises:
-        StumbleError: a timeout, a connection refused or broken.
-        CaptuneError: an address that cannot be right, a certificate that is not.
-    """
-    try:
-        yield
-    except requests.exceptions.SSLError as error:
-        raise CaptuneError(f"{url}: no secure connection: {root_cause(error)}") from None
-    except (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-        urllib3.exceptions.HTTPError,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
-        raise StumbleError(root_cause(error)) from None
-    except (requests.RequestException, ValueError) as error:
-        raise CaptuneError(f"{url}: {root_cause(error)}") from None
-
-
-def root_cause(error: BaseException) -> str:
-    """What the operating system said, below the wraps of two libraries."""
-    while nested := error.__cause__ or error.__context__:
-        error = nested
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0]
+    raw = answer.raw
+    if hasattr(raw, "read1"):
+        return raw.read1(size, decode_content=decode) or b""
+    # An old urllib3 waits until it has all that is asked for.
+    return raw.read(min(size, 1 << 10), decode_content=decode) or b""

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from captune.console import say
 from captune.download.coco import OFFICIAL, SPLITS, fetch_annotations
 from captune.download.disk import full_disk_is_an_error, gigabytes
-from captune.download.http import PATIENCE, Patience, root_cause
 from captune.download.photos import (
     bounded,
     check_side,
@@ -25,6 +24,7 @@ from captune.download.photos import (
     write_photo,
 )
 from captune.download.record import Record, claimed
+from captune.download.stumbling import PATIENCE, Patience, root_cause
 from captune.errors import CaptuneError, MissingExtraError, nearest
 
 DATA = "coco-2014-kaggle"

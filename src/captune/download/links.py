@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Sequence
@@ -11,18 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from PIL import Image
 from tqdm.auto import tqdm
 
 from captune.download.disk import full_disk_is_an_error
-from captune.download.http import USER_AGENT, Patience, StumbleError, raise_for_status, stumbles
-from captune.download.photos import bounded, open_photo, remove_stale, shrunk_jpeg, write_photo
+from captune.download.http import USER_AGENT, read_some
+from captune.download.photos import (
+    bounded,
+    open_image,
+    open_photo,
+    remove_stale,
+    shrunk_jpeg,
+    write_photo,
+)
+from captune.download.stumbling import Patience, StumbleError, raise_for_status, stumbles
 from captune.errors import CaptuneError
 
 PATIENCE = Patience(attempts=3, timeout=15.0, first_wait=1.0, longest_wait=10.0)
 _THREADS = 16  # they wait for servers most of the time
 _LARGEST = 64 << 20
 _LONGEST = 120.0  # seconds for one image
+_PIECE = 1 << 16
+_DECODING = threading.Semaphore(2)  # a large photo takes 750 MB while it is decoded
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 
 
@@ -55,7 +63,9 @@ def fetch_images(
     def fetch(url: str) -> Fetched:
         if not hasattr(sessions, "own"):
             sessions.own = requests.Session()
-            sessions.own.headers["User-Agent"] = USER_AGENT
+            # Images are packed as they are: to pack them once more hides how large they are.
+            headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+            sessions.own.headers.update(headers)
         try:
             content = _insist(sessions.own, url, patience, stop)
         except CaptuneError as error:
@@ -100,7 +110,7 @@ def _get(session: requests.Session, url: str, patience: Patience, stop: threadin
     size = 0
     with stumbles(url), session.get(url, stream=True, timeout=patience.timeout) as answer:
         raise_for_status(answer, url)
-        for piece in answer.iter_content(1 << 16):
+        while piece := read_some(answer, _PIECE, decode=True):
             pieces.append(piece)
             size += len(piece)
             if size > _LARGEST:
@@ -112,15 +122,18 @@ def _get(session: requests.Session, url: str, patience: Patience, stop: threadin
 
 def _store(url: str, content: bytes, folder: Path, shrink: int | None) -> Fetched:
     try:
-        if shrink:
-            content, suffix = shrunk_jpeg(content, shrink), ".jpg"
-        else:
-            open_photo(content)
-            with Image.open(io.BytesIO(content)) as image:
-                suffix = _SUFFIXES.get(image.format or "", ".img")
+        with _DECODING:
+            if shrink:
+                content, suffix = shrunk_jpeg(content, shrink), ".jpg"
+            else:
+                open_photo(content)
+                with open_image(content) as image:
+                    suffix = _SUFFIXES.get(image.format or "", ".img")
     # Pillow's decoders raise far more than OSError on broken files (SyntaxError, ValueError, …).
     except Exception as error:
-        return Fetched(url, reason=f"no image ({' '.join(str(error).split())})")
+        return Fetched(
+            url, reason=f"no image ({' '.join(str(error).split()) or type(error).__name__})"
+        )
     name = _stem(url) + suffix
     write_photo(folder / name, [content])
     return Fetched(url, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -20,6 +19,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LEAST_SIDE = 32
+# Pixels; the largest cameras' photos have about as many, and each takes up to 15 bytes to decode.
+LARGEST_PIXELS = 50_000_000
+# Others are rare, and some start a program: an EPS starts Ghostscript. JPEG stands for MPO, too.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _QUALITY = 90
 _AHEAD = 3  # jobs that wait for each worker: enough to never idle, little to hold
 
@@ -39,6 +42,27 @@ def workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
+def open_image(content: bytes | Path) -> Image.Image:
+    """Read the head of a photo: its format and size. Nothing is decoded yet.
+
+    Raises:
+        Exception: whatever Pillow raises on what is no photo, or more pixels than
+            :data:`LARGEST_PIXELS`.
+    """
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    try:
+        image = Image.open(source, formats=_FORMATS)
+    # Pillow has limits of its own, above this one.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"more than {LARGEST_PIXELS // 1_000_000} megapixels") from None
+    if image.width * image.height > LARGEST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"more than {LARGEST_PIXELS // 1_000_000} megapixels: {image.width} x {image.height}"
+        )
+    return image
+
+
 def open_photo(content: bytes | Path, *, least_side: int = 0) -> Image.Image:
     """Decode a photo as upright RGB; transparency is laid on white.
 
@@ -47,11 +71,9 @@ def open_photo(content: bytes | Path, *, least_side: int = 0) -> Image.Image:
             staying at twice this or more.
 
     Raises:
-        Exception: whatever Pillow's decoders raise on what is no photo, or is broken.
+        Exception: as :func:`open_image`, or whatever Pillow's decoders raise on what is broken.
     """
-    source = io.BytesIO(content) if isinstance(content, bytes) else content
-    with warnings.catch_warnings(), Image.open(source) as image:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with open_image(content) as image:
         if least_side:
             image.draft("RGB", (2 * least_side, 2 * least_side))
         upright = ImageOps.exif_transpose(image)
@@ -81,6 +103,8 @@ def shrunk_or_same(content: bytes, side: int, name: str) -> bytes:
     """As :func:`shrunk_jpeg`; what cannot be decoded stays as it came, and is spoken of."""
     try:
         return shrunk_jpeg(content, side)
+    except MemoryError:  # says nothing about the photo: another run would shrink it
+        raise
     # Pillow's decoders raise far more than OSError on broken files (SyntaxError, ValueError, …).
     except Exception as error:
         say(f"{name} cannot be decoded ({error}): kept as it came")

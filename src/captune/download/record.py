@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from captune.download.disk import full_disk_is_an_error
 from captune.download.photos import remove_stale, sizes
 from captune.errors import CaptuneError
 from captune.files import read_json, read_versioned, write_json
 
 _VERSION = 1
-_FILE = "download.json"
+FILE = "download.json"
 LAYOUT = ("annotations", "train2014", "val2014", "test2014")
 
 
@@ -29,6 +30,7 @@ class Record:
         source: where it comes from.
         shrink: the shorter side of its photos in pixels, None where they are as they came.
         photos: photos of each complete split.
+        captions: a digest of captions and splits, where they come from an own file; else ``""``.
     """
 
     folder: Path
@@ -36,12 +38,15 @@ class Record:
     source: str
     shrink: int | None
     photos: dict[str, int]
+    captions: str = ""
 
     def write(self) -> None:
         """Put it on disk; from then on the folder is captune's."""
         content: dict[str, Any] = {"format_version": _VERSION, "data": self.data}
         content |= {"source": self.source, "shrink": self.shrink, "photos": self.photos}
-        write_json(self.folder / _FILE, content)
+        if self.captions:
+            content["captions"] = self.captions
+        write_json(self.folder / FILE, content)
 
     def is_complete(self, split: str) -> bool:
         """Whether the split was once complete and as many photos and its captions lie here."""
@@ -52,16 +57,23 @@ class Record:
     def finish(self, split: str) -> int:
         """Check that every photo that the captions speak of lies here, and record it.
 
+        Captions that cannot be read are removed, so that the next run gets them anew.
+
         Raises:
-            CaptuneError: photos are absent.
+            CaptuneError: photos are absent, or the captions cannot be read.
         """
         folder = self.folder / f"{split}2014"
         path = captions_file(self.folder, split)
         try:
             listed = read_json(path, what="annotation file")["images"]
             names = {str(image["file_name"]) for image in listed}
-        except (KeyError, TypeError):
-            raise CaptuneError(f"{path} is not a COCO captions file: no list of images") from None
+        except (CaptuneError, KeyError, TypeError) as error:
+            path.unlink(missing_ok=True)
+            told = isinstance(error, CaptuneError)
+            reason = error if told else f"{path} is not a COCO captions file: no list of images"
+            raise CaptuneError(
+                f"{reason}; it is removed: run the same command again to get it anew"
+            ) from None
         absent = sorted(names - set(sizes(folder)))
         if absent:
             raise CaptuneError(
@@ -79,7 +91,9 @@ def captions_file(folder: Path, split: str) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, data: str, source: str, shrink: int | None) -> Iterator[Record]:
+def claimed(
+    folder: Path, *, data: str, source: str, shrink: int | None, captions: str = ""
+) -> Iterator[Record]:
     """Hold the folder for this process, and say what it holds already.
 
     Nothing is recorded before :meth:`Record.write`: a command that fails at once leaves the folder
@@ -87,7 +101,7 @@ def claimed(folder: Path, *, data: str, source: str, shrink: int | None) -> Iter
 
     Raises:
         CaptuneError: another process writes here, or the folder holds something else, or photos of
-            another size.
+            another size, or other captions; or the disk is full, also while it is held.
     """
     if folder.exists() and not folder.is_dir():
         raise CaptuneError(f"{folder} is a file: give a folder to download into")
@@ -100,42 +114,50 @@ def claimed(folder: Path, *, data: str, source: str, shrink: int | None) -> Iter
             f"another captune is downloading into {folder}: wait for it or stop it"
         ) from None
     try:
-        remove_stale(folder, f"{_FILE}.*")
-        record = _open(folder, data=data, source=source, shrink=shrink)
-        if (folder / _FILE).exists():  # else the folder is not captune's to tidy
-            for place in (*LAYOUT, "images"):
+        remove_stale(folder, f"{FILE}.*")
+        record = _open(Record(folder, data, source, shrink, {}, captions))
+        if (folder / FILE).exists():  # else the folder is not captune's to tidy
+            for place in (".", *LAYOUT, "images"):
                 remove_stale(folder / place)
-        yield record
+        with full_disk_is_an_error(folder):
+            yield record
     finally:
         lock.release()
 
 
-def _open(folder: Path, *, data: str, source: str, shrink: int | None) -> Record:
-    path = folder / _FILE
+def _open(asked: Record) -> Record:
+    """What is asked for, with the splits that are complete already."""
+    folder, path = asked.folder, asked.folder / FILE
+    taken = [name for name in LAYOUT if sizes(folder / name)]
     if not path.exists():
-        taken = [name for name in LAYOUT if sizes(folder / name)]
         if taken:
             raise CaptuneError(
-                f"{folder} holds {', '.join(taken)} but no {_FILE}, so captune did not download "
+                f"{folder} holds {', '.join(taken)} but no {FILE}, so captune did not download "
                 "it: choose another folder"
             )
-        return Record(folder, data, source, shrink, {})
+        return asked
     found = read_versioned(path, what="record of a download", version=_VERSION)
-    if found.get("data") != data:
+    if found.get("data") != asked.data:
         raise CaptuneError(
-            f"{folder} holds {found.get('data')!r}, asked for is {data!r}: choose another folder"
+            f"{folder} holds {found.get('data')!r}, asked for is {asked.data!r}: choose another "
+            "folder"
         )
-    if found.get("shrink") != shrink:
+    if found.get("shrink") != asked.shrink:
         raise CaptuneError(
             f"{folder} holds photos {_size(found.get('shrink'))}, asked for are photos "
-            f"{_size(shrink)}: choose another folder, or ask for the same size"
+            f"{_size(asked.shrink)}: choose another folder, or ask for the same size"
+        )
+    if taken and found.get("captions", "") != asked.captions:
+        raise CaptuneError(
+            f"{folder} holds other captions or another split than asked for; mixed, photos of its "
+            "test split would be trained on: choose another folder"
         )
     photos = found.get("photos")
     if not isinstance(photos, dict) or not all(isinstance(n, int) for n in photos.values()):
         raise CaptuneError(
             f"{path} is damaged (its 'photos' are {photos!r}): choose another folder"
         )
-    return Record(folder, data, source, shrink, photos)
+    return replace(asked, photos=photos)
 
 
 def _size(shrink: int | None) -> str:

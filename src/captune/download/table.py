@@ -15,13 +15,14 @@ from tqdm.auto import tqdm
 
 from captune.data.sources import TABLE_SUFFIXES
 from captune.data.tabular import TableOptions, is_link, read_rows
-from captune.download.http import Patience
 from captune.download.links import PATIENCE, fetch_images
 from captune.download.photos import bounded, check_side, open_photo, workers
-from captune.download.record import claimed
+from captune.download.record import FILE, claimed
+from captune.download.stumbling import Patience
 from captune.errors import CaptuneError
 from captune.files import replacing
 
+OUTPUTS = ("captions.parquet", "failures.csv")  # what is written, and what is left out of it
 Row = tuple[str, list[str], str]
 """Image, captions, split (``""`` without one)."""
 
@@ -53,7 +54,7 @@ class TableReport:
     @property
     def failures_file(self) -> Path:
         """Where the failures are listed, if there are any."""
-        return self.written.with_name("failures.csv")
+        return self.written.with_name(OUTPUTS[1])
 
     def fail(self, image: str, kind: str, detail: str = "") -> None:
         """Note a problem; ``kind`` is what the summary counts."""
@@ -94,7 +95,8 @@ def convert_table(
         shrink: the shorter side that fetched images get, in pixels.
 
     Raises:
-        CaptuneError: no such table, not a table, no image of it usable, ``shrink`` without links.
+        CaptuneError: no such table, not a table, no image of it usable, ``shrink`` without links,
+            files in the folder that captune did not write.
     """
     table = Path(path).expanduser()
     check_side(shrink)
@@ -106,9 +108,11 @@ def convert_table(
     if shrink and not any(is_link(image) for image, _, _ in rows):
         raise CaptuneError(f"--shrink is for images behind links; {table} names none")
     root = Path(out).expanduser() if out else Path("data") / table.stem
+    _spare_input(table, root)
     with claimed(root, data="table", source=str(table), shrink=shrink) as record:
+        _spare_others(root)
         record.write()
-        report = TableReport(table, root / "captions.parquet", rows=len(rows))
+        report = TableReport(table, root / OUTPUTS[0], rows=len(rows))
         names = list(dict.fromkeys(image for image, _, _ in rows))
         report.images = len(names)
         usable = {
@@ -126,6 +130,26 @@ def convert_table(
             )
         _write_parquet(report.written, chosen)
     return report
+
+
+def _spare_input(table: Path, root: Path) -> None:
+    """Refuse to write over the table that is read."""
+    for path in (root / name for name in OUTPUTS):
+        if path.exists() and path.samefile(table):
+            raise CaptuneError(
+                f"{table} is the table to read, and the result would be written over it: give "
+                "another folder with --out"
+            )
+
+
+def _spare_others(root: Path) -> None:
+    """Refuse to write over files of these names that captune did not write."""
+    there = [path for path in (root / name for name in OUTPUTS) if path.exists()]
+    if there and not (root / FILE).exists():
+        raise CaptuneError(
+            f"{there[0]} is there but no {FILE}, so captune did not write it, and the result "
+            "would replace it: give another folder with --out"
+        )
 
 
 def _fetched(
@@ -146,9 +170,9 @@ def _decoded(report: TableReport, names: list[str], root: Path) -> dict[str, str
     folder = report.table.parent
 
     def check(name: str) -> tuple[str, str]:
-        if not (folder / name).is_file():
-            return name, "missing"
         try:
+            if not (folder / name).is_file():  # raises where a name is too long for the disk
+                return name, "missing"
             open_photo(folder / name, least_side=32)
         # Pillow's decoders raise far more than OSError (SyntaxError, ValueError, …).
         except Exception as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from captune.download.disk import full_disk_is_an_error
-from captune.download.http import PATIENCE, Patience, RemoteFile
+from captune.download.http import RemoteFile
+from captune.download.stumbling import PATIENCE, Patience
 from captune.errors import CaptuneError
 from captune.files import read_versioned, write_json
 
@@ -54,7 +55,7 @@ def download_file(
                 "another file; run the same command again to fetch it anew"
             )
     os.replace(part, path)
-    note.unlink()
+    note.unlink(missing_ok=True)
 
 
 def _claim(part: Path, note: Path, remote: RemoteFile) -> int:
