@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from captune.evaluation.intervals import METRICS, QueryHits
-from captune.report.comparison import Comparison, SeedRun, Variant, write_comparison
+from captune.evaluation.variants import SeedRun, Variant
+from captune.report.comparison import Comparison, write_comparison
 
 IMAGES = 400
 

@@ -250,8 +250,12 @@ def test_heat_lies_over_the_picture_on_one_scale_a_row(tmp_path: Path) -> None:
 
 
 def test_heat_of_nothing_is_the_bare_picture(tmp_path: Path) -> None:
-    save_figure(heat_maps([[heat("a cat", 0.0)]]), tmp_path / "heat.png")
-    save_figure(heat_maps([]), tmp_path / "none.png")
+    figure = heat_maps([[heat("a cat", 0.0)]])
+    save_figure(figure, tmp_path / "heat.png")
+    assert float(np.asarray(figure.axes[1].get_images()[1].get_alpha()).max()) == 0
+    none = heat_maps([])
+    save_figure(none, tmp_path / "none.png")
+    assert not any(axes.get_images() for axes in none.axes)
 
 
 def test_before_and_after_are_two_rows_of_the_same_query(hits: Any) -> None:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from captune import __version__
-from captune.evaluation.intervals import (
-    METRICS,
-    RESAMPLES,
-    Interval,
-    QueryHits,
-    mean_over_seeds,
-    paired_bootstrap,
-)
+from captune.evaluation.intervals import METRICS, RESAMPLES, Interval
+from captune.evaluation.variants import Difference, Variant
 from captune.files import write_json, write_text
-from captune.report.html import png_uri
+from captune.report.html import templates
 from captune.report.plots import BLUE, GREEN, GREY, ORANGE, RED, open_axes, save_figure
 
 VERSION = 1
@@ -33,62 +26,6 @@ COLORS = (BLUE, ORANGE, GREEN, RED, "#7c3aed", "#0e7490", "#a16207", "#be185d")
 NAMES = tuple(
     f"{'I→T' if direction == 'image_to_text' else 'T→I'} {key}" for direction, key in METRICS
 )
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    """One run of a variant: its metrics object, its history and its hits, image by image."""
-
-    folder: Path
-    seed: int
-    metrics: dict[str, Any]
-    history: Sequence[dict[str, Any]]
-    hits: QueryHits
-
-    @property
-    def values(self) -> list[float]:
-        """The six recalls and rsum."""
-        recalls = [float(self.metrics[direction][key]) for direction, key in METRICS]
-        return [*recalls, float(self.metrics["rsum"])]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A combination of values, and its run for each seed."""
-
-    name: str
-    values: Mapping[str, Any]
-    runs: tuple[SeedRun, ...]
-
-    @cached_property
-    def means(self) -> list[Interval]:
-        """The six recalls and rsum, over seeds."""
-        columns = zip(*(run.values for run in self.runs), strict=True)
-        return [mean_over_seeds(column) for column in columns]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A variant less the base: over images (paired bootstrap) and over seeds (paired Student's t).
-
-    ``images`` holds seven intervals: the six recalls and rsum. ``seeds`` is of rsum.
-    """
-
-    images: list[Interval]
-    seeds: Interval
-
-    @property
-    def verdict(self) -> str:
-        """In plain words, what can be said of rsum."""
-        rsum = self.images[-1]
-        if not rsum.excludes_zero:
-            return "within noise"
-        side = "better" if rsum.value > 0 else "worse"
-        if self.seeds.low != self.seeds.low:
-            return f"{side} on these images; one seed only, so chance of training is not ruled out"
-        if not self.seeds.excludes_zero:
-            return "within noise: the seeds disagree by as much"
-        return side
 
 
 @dataclass(frozen=True)
@@ -102,14 +39,8 @@ class Comparison:
     @cached_property
     def differences(self) -> list[Difference | None]:
         """Each variant's difference to the first; None for the first."""
-        base = self.variants[0]
-        found: list[Difference | None] = [None]
-        for variant in self.variants[1:]:
-            ours, theirs = [r.hits for r in variant.runs], [r.hits for r in base.runs]
-            pairs = zip(variant.runs, base.runs, strict=True)
-            by_seed = [ours.values[-1] - theirs.values[-1] for ours, theirs in pairs]
-            found.append(Difference(paired_bootstrap(ours, theirs), mean_over_seeds(by_seed)))
-        return found
+        base, *others = self.variants
+        return [None, *(Difference.between(variant, base) for variant in others)]
 
     @property
     def seeds(self) -> list[int]:
@@ -213,20 +144,16 @@ def write_comparison(comparison: Comparison) -> None:
 
 def render(comparison: Comparison, template: str) -> str:
     """The page, or the table alone as a notebook shows it."""
-    environment = Environment(
-        loader=PackageLoader("captune", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["png"] = png_uri
-    return environment.get_template(template).render(
-        comparison=comparison,
-        names=[*NAMES, "rsum"],
-        rows=list(zip(comparison.variants, comparison.differences, strict=True)),
-        resamples=RESAMPLES,
-        facts=_facts(),
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            comparison=comparison,
+            names=[*NAMES, "rsum"],
+            rows=list(zip(comparison.variants, comparison.differences, strict=True)),
+            resamples=RESAMPLES,
+            facts=_facts(),
+        )
     )
 
 

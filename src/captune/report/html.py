@@ -53,8 +53,8 @@ class Report:
     notes: Sequence[str] = field(default_factory=list)
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Render ``report`` and write it to ``path``, atomically."""
+def templates() -> Environment:
+    """The page templates; a name that a template misspells raises, and text is escaped."""
     environment = Environment(
         loader=PackageLoader("captune", "report"),
         autoescape=True,
@@ -62,8 +62,14 @@ def write_report(path: Path, report: Report) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["png"] = _png
+    return environment
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Render ``report`` and write it to ``path``, atomically."""
+    environment = templates()
     environment.filters["thumbnail"] = _thumbnail
-    environment.filters["png"] = png_uri
     page = environment.get_template("report.html.j2").render(
         report=report, pairs=list(zip(report.before, report.after, strict=True))
     )
@@ -79,6 +85,6 @@ def _thumbnail(path: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def png_uri(path: Path) -> str:
+def _png(path: Path) -> str:
     """A PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

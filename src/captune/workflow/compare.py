@@ -23,9 +23,10 @@ from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError, nearest
 from captune.evaluation.intervals import METRICS, QueryHits
+from captune.evaluation.variants import SeedRun, Variant
 from captune.files import read_json, write_json
 from captune.metrics import retrieval_ranks, similarity_rows
-from captune.report.comparison import Comparison, SeedRun, Variant, write_comparison
+from captune.report.comparison import Comparison, write_comparison
 from captune.training.run import Provenance, Run, free_name
 from captune.workflow.evaluate import Opened, OwnTowers, embed, measure, open_model
 from captune.workflow.train import default_out, train
