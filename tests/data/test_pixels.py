@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captune.data import pixels as pixels_module
 from captune.data.pixels import (
     UnreadableImageError,
     flipped,
@@ -108,3 +109,14 @@ def test_flip_exchanges_left_and_right() -> None:
     pixels = resize_and_crop(gradient(32, 32), 32)
     assert np.array_equal(flipped(pixels)[0, 0], pixels[0, 0][::-1])
     assert np.array_equal(flipped(flipped(pixels)), pixels)
+
+
+def test_more_pixels_than_a_photo_has_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (400, 300)).save(path)
+    monkeypatch.setattr(pixels_module, "LARGEST_OWN", 400 * 300 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImageError, match="megapixels: 400 x 300"):
+        load_image(path)

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captune.download import links, photos
+from captune.data import photos
+from captune.data.photos import open_image, open_photo
+from captune.download import links
+from captune.download import photos as download_photos
 from captune.download.links import fetch_images
-from captune.download.photos import open_image, open_photo, shrunk_or_same
+from captune.download.photos import shrunk_or_same
 from captune.download.stumbling import Patience
 from captune.download.table import convert_table
 from captune.errors import CaptuneError
@@ -119,7 +122,7 @@ def test_want_of_memory_is_not_taken_for_a_broken_photo(monkeypatch: pytest.Monk
     def fail(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(photos, "shrunk_jpeg", fail)
+    monkeypatch.setattr(download_photos, "shrunk_jpeg", fail)
     with pytest.raises(MemoryError):
         shrunk_or_same(photo(1), 64, "a.jpg")
 

@@ -23,24 +23,22 @@ def demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def coco(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    from captune.download.coco import OFFICIAL, download_coco
+    from captune.download.coco import download_coco
 
-    return _resumable(
-        lambda: download_coco(
-            arguments.folder,
-            shrink=arguments.shrink,
-            source=arguments.source or OFFICIAL,
-            splits=arguments.splits,
-        )
-    )
+    return _coco(download_coco, arguments)
 
 
 def kaggle(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    from captune.download.coco import OFFICIAL
     from captune.download.kaggle import download_kaggle
 
+    return _coco(download_kaggle, arguments)
+
+
+def _coco(download: Callable[..., Any], arguments: argparse.Namespace) -> int:
+    from captune.download.coco import OFFICIAL
+
     return _resumable(
-        lambda: download_kaggle(
+        lambda: download(
             arguments.folder,
             shrink=arguments.shrink,
             source=arguments.source or OFFICIAL,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from captune.data.photos import open_photo, to_rgb
 from captune.errors import CaptuneError
 
 ImageLike = str | Path | Image.Image
@@ -21,6 +21,8 @@ Images = ImageLike | Tensor | Sequence[ImageLike]
 
 Pixels = npt.NDArray[np.uint8]
 """``(3, S, S)`` RGB."""
+
+LARGEST_OWN = 89_478_485  # pixels of a user's own photo: from here on Pillow warns of a bomb
 
 CROP_SCALE = (0.5, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -51,25 +53,10 @@ def load_image(path: Path | str, *, least_side: int = 0) -> Image.Image:
         UnreadableImageError: no such file, not an image, truncated, or absurdly large.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if least_side:
-                image.draft("RGB", (2 * least_side, 2 * least_side))
-            image.load()
-            return to_rgb(image)
+        return open_photo(Path(path), least_side=least_side, largest=LARGEST_OWN, formats=None)
     # Pillow's decoders raise far more than OSError on broken files (SyntaxError, ValueError, …).
     except Exception as error:
         raise UnreadableImageError(path, str(error) or type(error).__name__) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparent parts become white."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
-        canvas = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(canvas, layered).convert("RGB")
-    return upright.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Pixels:

@@ -12,12 +12,11 @@ from pathlib import Path
 import requests
 from tqdm.auto import tqdm
 
+from captune.data.photos import open_image, open_photo
 from captune.download.disk import full_disk_is_an_error
 from captune.download.http import USER_AGENT, read_some
 from captune.download.photos import (
     bounded,
-    open_image,
-    open_photo,
     remove_stale,
     shrunk_jpeg,
     write_photo,

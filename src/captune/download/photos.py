@@ -10,19 +10,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from captune.console import say
+from captune.data.photos import open_photo
 from captune.errors import CaptuneError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LEAST_SIDE = 32
-# Pixels; the largest cameras' photos have about as many, and each takes up to 15 bytes to decode.
-LARGEST_PIXELS = 50_000_000
-# Others are rare, and some start a program: an EPS starts Ghostscript. JPEG stands for MPO, too.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _QUALITY = 90
 _AHEAD = 3  # jobs that wait for each worker: enough to never idle, little to hold
 
@@ -40,48 +37,6 @@ def check_side(shrink: int | None) -> None:
 def workers() -> int:
     """Threads that decode: Pillow works outside Python's lock, so cores count."""
     return min(8, os.cpu_count() or 1)
-
-
-def open_image(content: bytes | Path) -> Image.Image:
-    """Read the head of a photo: its format and size. Nothing is decoded yet.
-
-    Raises:
-        Exception: whatever Pillow raises on what is no photo, or more pixels than
-            :data:`LARGEST_PIXELS`.
-    """
-    source = io.BytesIO(content) if isinstance(content, bytes) else content
-    try:
-        image = Image.open(source, formats=_FORMATS)
-    # Pillow has limits of its own, above this one.
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"more than {LARGEST_PIXELS // 1_000_000} megapixels") from None
-    if image.width * image.height > LARGEST_PIXELS:
-        image.close()
-        raise ValueError(
-            f"more than {LARGEST_PIXELS // 1_000_000} megapixels: {image.width} x {image.height}"
-        )
-    return image
-
-
-def open_photo(content: bytes | Path, *, least_side: int = 0) -> Image.Image:
-    """Decode a photo as upright RGB; transparency is laid on white.
-
-    Args:
-        least_side: where above 0, a JPEG may be decoded at a fraction of its size, both sides
-            staying at twice this or more.
-
-    Raises:
-        Exception: as :func:`open_image`, or whatever Pillow's decoders raise on what is broken.
-    """
-    with open_image(content) as image:
-        if least_side:
-            image.draft("RGB", (2 * least_side, 2 * least_side))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            layered = upright.convert("RGBA")
-            canvas = Image.new("RGBA", layered.size, "white")
-            return Image.alpha_composite(canvas, layered).convert("RGB")
-        return upright.convert("RGB")
 
 
 def shrunk_jpeg(content: bytes | Path, side: int) -> bytes:

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
+from captune.data.photos import open_photo
 from captune.data.sources import TABLE_SUFFIXES
 from captune.data.tabular import TableOptions, is_link, read_rows
 from captune.download.links import PATIENCE, fetch_images
-from captune.download.photos import bounded, check_side, open_photo, workers
+from captune.download.photos import bounded, check_side, workers
 from captune.download.record import FILE, claimed
 from captune.download.stumbling import Patience
 from captune.errors import CaptuneError
