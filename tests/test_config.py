@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.config import DEFAULT_CONFIG, FIELDS, RECIPES, TOWERS, Config, parse_value
+from captune.config import DEFAULT_CONFIG, FIELDS, Config, parse_value
 from captune.errors import CaptuneError
+from captune.recipes import RECIPES, TOWERS
 
 
 def test_defaults_are_those_of_the_mission() -> None:

@@ -15,6 +15,7 @@ FLOORS = {
     "console": 0,
     "files": 0,
     "preprocess": 0,
+    "recipes": 0,
     "config": 0,
     "device": 0,
     "losses": 1,
@@ -22,6 +23,7 @@ FLOORS = {
     "data": 1,
     "encoders": 1,
     "bank": 2,
+    "features": 2,
     "download": 2,
     "models": 2,
     "training": 3,
@@ -33,7 +35,7 @@ FLOORS = {
     "__main__": 9,
 }
 # Within the ground floor, in this order.
-GROUND = ("errors", "console", "files", "preprocess", "device", "config")
+GROUND = ("errors", "console", "files", "preprocess", "device", "recipes", "config")
 # The façade hands names on lazily; only its version may be read from below.
 FACADE = "__init__"
 

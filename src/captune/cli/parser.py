@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 
 from captune import __version__
 from captune.cli import commands, data_commands
-from captune.config import FIELDS, RECIPES, TOWERS
+from captune.config import FIELDS
 from captune.errors import CaptuneError
+from captune.recipes import RECIPES, TOWERS
 
 
 class _Parser(argparse.ArgumentParser):

