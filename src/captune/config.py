@@ -121,6 +121,12 @@ class Config(Mapping[str, Any]):
         for spec in dataclasses.fields(self):
             value = _checked(spec, getattr(self, spec.name))
             object.__setattr__(self, spec.name, value)
+        if self.freeze_backbone and self.head_epochs == 0:
+            raise CaptuneError("freeze_backbone stops after stage 1, and head_epochs=0 leaves it out")
+        if self.use_attention_pooling and self.generalised_pooling:
+            raise CaptuneError(
+                "use_attention_pooling and generalised_pooling are two ways to pool: choose one"
+            )
 
     # -- a mapping --------------------------------------------------------------------------
     def __getitem__(self, key: str) -> Any:
@@ -149,7 +155,8 @@ class Config(Mapping[str, Any]):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
-        """A config from any mapping; keys left out have the recipe's, else the default, value.
+        """A config from any mapping; keys left out have the towers' or the recipe's
+        value, else the default.
 
         Raises:
             CaptuneError: an unknown key (the nearest right name is given) or a bad value.
@@ -160,7 +167,9 @@ class Config(Mapping[str, Any]):
             if key not in FIELDS:
                 raise CaptuneError(f"unknown config key {key!r}{nearest(str(key), FIELDS)}")
         recipe = RECIPES.get(values.get("recipe", DEFAULT_RECIPE))
-        return cls(**{**(recipe.values if recipe else {}), **values})
+        towers = TOWERS.get(values.get("towers", FIELDS["towers"].default))
+        named = [choice.values for choice in (recipe, towers) if choice]
+        return cls(**{key: value for part in (*named, values) for key, value in part.items()})
 
     def to_json(self) -> str:
         """JSON text; :meth:`from_json` reads it back to an equal config."""
@@ -194,7 +203,7 @@ class Config(Mapping[str, Any]):
 
     def differences(self) -> dict[str, Any]:
         """The values that differ from the recipe's (recipe and towers themselves left out)."""
-        base = Config.from_mapping({"recipe": self.recipe})
+        base = Config.from_mapping({"recipe": self.recipe, "towers": self.towers})
         return {k: v for k, v in self.items() if v != base[k] and k not in ("recipe", "towers")}
 
     def describe(self) -> str:

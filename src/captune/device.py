@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
+import sys
 
 import torch
 
@@ -59,3 +62,21 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def loader_workers(requested: int) -> int:
     """Processes that decode images: as asked for, else one core is left to the training step."""
     return requested if requested >= 0 else max(1, min(8, (os.cpu_count() or 1) - 1))
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what a tensor gave back, for the next one; once for the process.
+
+    glibc hands every large block back to the system and has it mapped and zeroed again page by
+    page: on the CPU that takes a training step longer than its arithmetic does. Nothing happens
+    where the C library is another one.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
+    if mallopt is None:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 1 << 28)):
+        mallopt(option, value)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from captune.config import DEFAULT_CONFIG, Config, flag_suffix
 from captune.data.pixels import Images, image_batches
 from captune.device import autocast, choose_precision
-from captune.encoders.head import AttentionPooling, ProjectionHead
+from captune.encoders.architecture import Architecture
+from captune.encoders.head import ProjectionHead
 from captune.encoders.image import (
     ClipImageEncoder,
     ImageEncoder,
@@ -40,19 +41,20 @@ class CLIPModel(nn.Module):
     """An image tower and a projection head that map images into the space of a text tower.
 
     The text tower is frozen and is not part of the module: it appears in no ``parameters()``, no
-    ``state_dict()`` and no checkpoint.
+    ``state_dict()`` and no checkpoint. A text adapter, where there is one, is.
 
     Args:
         text_encoder: the frozen tower, or its name.
         image_encoder: the trainable tower, or its name; default ResNet-50 with ImageNet weights
             and CLIP's normalisation.
-        use_batch_norm: BatchNorm in the projection head.
-        use_attention_pooling: attention pooling over the backbone's map, in place of its own.
-        hidden_dim: width of the head's hidden layer.
-        temperature: InfoNCE's; its inverse scales zero-shot logits and is saved along.
+        temperature: the loss's; its inverse scales zero-shot logits and is saved along.
+        parts: the fields of :class:`captune.encoders.architecture.Architecture`:
+            ``use_batch_norm``, ``use_attention_pooling``, ``generalised_pooling``,
+            ``hidden_dim``, ``dropout``, ``standardise_features``, ``text_adapter``.
 
     Raises:
-        CaptuneError: a tower cannot be loaded, or a flag does not fit it.
+        CaptuneError: a tower cannot be loaded, or a part does not fit it.
+        TypeError: a part of another name.
     """
 
     def __init__(
@@ -60,12 +62,11 @@ class CLIPModel(nn.Module):
         text_encoder: TextEncoder | str | None = None,
         *,
         image_encoder: ImageEncoder | str | None = None,
-        use_batch_norm: bool = False,
-        use_attention_pooling: bool = False,
-        hidden_dim: int = 1024,
         temperature: float = 0.07,
+        **parts: Any,
     ) -> None:
         super().__init__()
+        architecture = Architecture(**parts)
         if text_encoder is None:
             text_encoder = DEFAULT_CONFIG.text_encoder_name
         if isinstance(text_encoder, str):
@@ -78,36 +79,27 @@ class CLIPModel(nn.Module):
         # In a tuple, a text tower that happens to be a Module is not registered as a part.
         self._text: tuple[TextEncoder | None] = (freeze(text_encoder),)
         self._text_meta = text_description(text_encoder)
-        self._assemble(image_encoder, use_batch_norm, use_attention_pooling, hidden_dim)
+        self._assemble(image_encoder, architecture)
         self.logit_scale.fill_(1 / temperature)
 
-    def _assemble(
-        self,
-        image_encoder: ImageEncoder,
-        use_batch_norm: bool,
-        use_attention_pooling: bool,
-        hidden_dim: int,
-    ) -> None:
+    def _assemble(self, image_encoder: ImageEncoder, architecture: Architecture) -> None:
         """Register the trainable parts."""
         out_dim = int(self._text_meta["dimension"])
         channels = image_encoder.feature_dim
         self.image_encoder = cast(nn.Module, image_encoder)
         self.preprocess = image_encoder.preprocess
-        self.use_batch_norm = use_batch_norm
-        self.use_attention_pooling = use_attention_pooling
-        self.hidden_dim = hidden_dim
-        self.pooling = AttentionPooling(channels) if use_attention_pooling else None
+        self.architecture = architecture
+        self.pooling = architecture.make_pooling(channels)
         if isinstance(image_encoder, ClipImageEncoder):
             self.head = image_encoder.projection[0]
-            if use_batch_norm:
+            if architecture.use_batch_norm:
                 raise CaptuneError(
                     "use_batch_norm belongs to the projection head; CLIP's own image tower has "
                     "CLIP's projection in its place: choose other --towers"
                 )
         else:
-            self.head = ProjectionHead(
-                channels, out_dim, hidden_dim=hidden_dim, use_batch_norm=use_batch_norm
-            )
+            self.head = architecture.make_head(channels, out_dim)
+        self.text_adapter = architecture.make_text_adapter(out_dim)
         if self._embedding_dim() != out_dim:
             raise CaptuneError(
                 f"image tower {image_encoder.name} embeds into {self._embedding_dim()} dimensions, "
@@ -135,9 +127,31 @@ class CLIPModel(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features = self.image_encoder(x)
         pooled = features.pooled if self.pooling is None else self.pooling(features.map)  # (N, C)
+        return self.project_image(pooled)
+
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """The backbone's pooled features ``(N, C)`` to embeddings ``(N, D)`` of unit length."""
         return F.normalize(self.head(pooled).float(), dim=-1)
 
+    def project_text(self, text: Tensor) -> Tensor:
+        """The text tower's embeddings ``(N, D)`` as images are compared with them: the text
+        adapter's output where there is one, else the very same tensor."""
+        return text if self.text_adapter is None else self.text_adapter(text)  # type: ignore[no-any-return]
+
+    def set_feature_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+        """What the head takes off and divides by, ``(C,)`` each: of the training images' features.
+
+        CLIP's own projection has nothing of the kind, and keeps as it is.
+        """
+        if isinstance(self.head, ProjectionHead):
+            self.head.set_statistics(mean.to(self.device), deviation.to(self.device))
+
     # -- public encoders --------------------------------------------------------------------
+    @property
+    def dimension(self) -> int:
+        """D, of the space that both towers share."""
+        return int(self._text_meta["dimension"])
+
     @property
     def device(self) -> torch.device:
         """Where the image tower is."""
@@ -146,7 +160,8 @@ class CLIPModel(nn.Module):
     @property
     def suffix(self) -> str:
         """The flags' mark on every output."""
-        return flag_suffix(self.use_batch_norm, self.use_attention_pooling)
+        parts = self.architecture
+        return flag_suffix(parts.use_batch_norm, parts.use_attention_pooling)
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -206,9 +221,10 @@ class CLIPModel(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Embed texts with the frozen tower: ``(N, D)`` fp32 of unit length, on the model's device.
+        """Embed texts with the frozen tower, and the adapter where there is one.
 
-        One string gives ``(1, D)``.
+        Returns:
+            ``(N, D)`` fp32 of unit length, on the model's device. One string gives ``(1, D)``.
         """
         several = [texts] if isinstance(texts, str) else list(texts)
         parts = [
@@ -216,7 +232,7 @@ class CLIPModel(nn.Module):
             for start in range(0, len(several), batch_size)
         ]
         joined = torch.cat(parts) if parts else torch.empty(0, self._embedding_dim())
-        return joined.to(self.device)
+        return self.project_text(joined.to(self.device))
 
     # -- on disk ----------------------------------------------------------------------------
     @property
@@ -228,15 +244,8 @@ class CLIPModel(nn.Module):
         """Write weights, architecture and preprocessing; the text tower is named, not copied."""
         path = Path(folder)
         description = cast(ImageEncoder, self.image_encoder).description()
-        flags = {
-            "use_batch_norm": self.use_batch_norm,
-            "use_attention_pooling": self.use_attention_pooling,
-            "hidden_dim": self.hidden_dim,
-        }
-        write_json(
-            path / "image_encoder.json",
-            {"format_version": VERSION, **flags, "encoder": description},
-        )
+        stated = {"format_version": VERSION, **self.architecture.to_dict(), "encoder": description}
+        write_json(path / "image_encoder.json", stated)
         write_json(path / "preprocess.json", self.preprocess.to_dict())
         write_json(path / "text_encoder.json", {"format_version": VERSION, **self._text_meta})
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
@@ -270,15 +279,18 @@ class CLIPModel(nn.Module):
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._text, model._text_meta = (None,), text
-        model._assemble(
-            tower, stated["use_batch_norm"], stated["use_attention_pooling"], stated["hidden_dim"]
-        )
+        model._assemble(tower, Architecture.of(stated))
         if text_encoder is not None:
             model._set_text(text_encoder)
-        model._load_weights(path / model.weights_name)
+        model.load_weights(path / model.weights_name)
         return model.eval()
 
-    def _load_weights(self, path: Path) -> None:
+    def load_weights(self, path: Path) -> None:
+        """The weights in a file that :meth:`save_pretrained` wrote.
+
+        Raises:
+            CaptuneError: no such file, or of another architecture.
+        """
         if not path.is_file():
             raise CaptuneError(f"no weights at {path}: the run has not finished its first epoch")
         try:
@@ -307,10 +319,8 @@ class CLIPModel(nn.Module):
             model = cls(
                 text,
                 image_encoder=image,
-                use_batch_norm=config.use_batch_norm,
-                use_attention_pooling=config.use_attention_pooling,
-                hidden_dim=config.hidden_dim,
                 temperature=config.temperature,
+                **Architecture.of(config).to_dict(),
             )
         return model.to(device)
 

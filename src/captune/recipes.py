@@ -9,12 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Towers:
-    """A named pair of towers. ``clip_normalisation``: use CLIP's whatever the backbone's own."""
+    """A named pair of towers.
+
+    ``clip_normalisation``: use CLIP's whatever the backbone's own; ``values``: what the towers set,
+    above the recipe, where the user sets nothing.
+    """
 
     image_encoder: str
     text_encoder: str
     summary: str
     clip_normalisation: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 TOWERS: dict[str, Towers] = {
@@ -28,6 +33,8 @@ TOWERS: dict[str, Towers] = {
         "openai/clip-vit-base-patch32",
         "openai/clip-vit-base-patch32",
         "CLIP ViT-B/32's own image tower: epoch 0 is zero-shot CLIP",
+        # Its projection is trained already, takes features as they are, and knows no dropout.
+        values={"head_epochs": 0, "standardise_features": False, "dropout": 0.0},
     ),
     "minilm-lite0": Towers(
         "efficientnet-lite0",

@@ -101,10 +101,8 @@ class COCOClipDataset(Dataset[Sample]):
             row = range(len(self))[int(key)]  # a negative one counts from the end
             key = DrawKey(row, self.epoch, self.seed)
         # Streams of their own: the caption drawn does not depend on whether crops are drawn too.
-        image_id = int(self.table.image_ids[key.image])
-        rng = np.random.default_rng([key.seed, key.epoch, image_id])
-        rows = self.table.captions_of(key.image)
-        caption_row = int(rows[rng.integers(len(rows))])
+        rng = draw_generator(self.table, key)
+        caption_row = draw_caption(self.table, key.image, rng)
         image = load_image(self.table.path(key.image), least_side=self.image_size)
         if self.augment:
             pixels = random_crop(image, self.image_size, rng)
@@ -120,6 +118,17 @@ class COCOClipDataset(Dataset[Sample]):
         """``(N,)`` bool: a caption of the image says left or right, so a flip would make it lie."""
         says = np.array([bool(SIDES.search(text)) for text in self.table.texts()])
         return np.bincount(self.table.image_of_caption, weights=says, minlength=len(self)) > 0
+
+
+def draw_caption(table: CaptionTable, image: int, rng: np.random.Generator) -> int:
+    """A random caption row of an image row: the first draw of the image's generator."""
+    rows = table.captions_of(image)
+    return int(rows[rng.integers(len(rows))])
+
+
+def draw_generator(table: CaptionTable, key: DrawKey) -> np.random.Generator:
+    """The generator of all draws for one image in one epoch."""
+    return np.random.default_rng([key.seed, key.epoch, int(table.image_ids[key.image])])
 
 
 class SkippingDataset(Dataset["Sample | UnreadableImageError"]):

@@ -82,7 +82,7 @@ def explain_image(
         raise CaptuneError(f"unknown method {method!r} to explain with{nearest(method, METHODS)}")
     if not query.strip():
         raise CaptuneError("an empty query explains nothing: say what to look for")
-    if method == "attention" and model.pooling is None:
+    if method == "attention" and not model.architecture.use_attention_pooling:
         raise CaptuneError(
             "method 'attention' needs a model with use_attention_pooling; the others explain any"
         )
@@ -204,7 +204,7 @@ def _last_map(seen: _Seen) -> tuple[Tensor, Tensor]:
 
 def _attention(model: CLIPModel, seen: _Seen) -> Tensor:
     """``(h, w)``: mean of the heads' weights, each head by its contribution to the similarity."""
-    assert model.pooling is not None
+    assert isinstance(model.pooling, AttentionPooling)
     h, w = seen.map.shape[2:]
     weights = model.pooling.weights(seen.map)[0].detach()  # (heads, h * w)
     (gradient,) = torch.autograd.grad(seen.score, seen.pooled, retain_graph=True)

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from captune.bank import CaptionBank
-from captune.data.table import CaptionTable
+from captune.data.table import CaptionTable, Rows
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings
 from captune.metrics import retrieval_metrics
@@ -17,7 +18,7 @@ from captune.models import CLIPModel
 
 
 def evaluate_retrieval(
-    table: CaptionTable, embeddings: ImageEmbeddings, bank: CaptionBank
+    model: CLIPModel, table: CaptionTable, embeddings: ImageEmbeddings, bank: CaptionBank
 ) -> dict[str, Any]:
     """Recall@K in percent, median rank and rsum, with all captions of the images that were read.
 
@@ -28,7 +29,8 @@ def evaluate_retrieval(
         ``image_to_text``, ``text_to_image``, ``rsum``.
     """
     captions, owner = table.captions_among(embeddings.rows)
-    metrics = retrieval_metrics(embeddings.vectors, bank.lookup(captions), torch.from_numpy(owner))
+    text = caption_embeddings(model, bank, captions)
+    metrics = retrieval_metrics(embeddings.vectors, text, torch.from_numpy(owner))
     return {
         "data": table.name,
         "split": table.split,
@@ -38,6 +40,12 @@ def evaluate_retrieval(
         "unreadable_images": embeddings.unreadable,
         **metrics,
     }
+
+
+@torch.no_grad()
+def caption_embeddings(model: CLIPModel, bank: CaptionBank, captions: Rows) -> Tensor:
+    """Caption rows ``(M,)`` to ``(M, D)`` fp32 on the CPU, as the model compares images with them."""
+    return model.project_text(bank.lookup(captions).to(model.device)).cpu()
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,10 @@ def describe_model(model: CLIPModel | Mapping[str, Any]) -> CLIPModel:
     parts: list[tuple[str, str, nn.Module]] = [
         ("image tower", f"{image.name}: {side}×{side} pixels to {image.feature_dim} values", image)
     ]
-    if model.pooling is not None:
+    if isinstance(model.pooling, AttentionPooling):
         parts.append(("attention pooling", f"{model.pooling.heads} heads", model.pooling))
+    elif model.pooling is not None:
+        parts.append(("generalised-mean pooling", "one exponent, learnt", model.pooling))
     parts += [
         (f"head, {name or 'projection'}", _form(part), part)
         for name, part in model.head.named_modules()

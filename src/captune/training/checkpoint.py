@@ -23,7 +23,7 @@ from captune.errors import CaptuneError
 from captune.files import replacing
 from captune.training.steps import EpochProgress
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -35,6 +35,7 @@ class TrainingParts:
     optimizer: Optimizer
     scheduler: LRScheduler
     accelerator: Accelerator
+    average: nn.Module | None = None
 
 
 def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> None:
@@ -43,6 +44,8 @@ def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> Non
     tensors = {f"model.{key}": value for key, value in parts.model.state_dict().items()}
     if isinstance(parts.criterion, nn.Module):
         tensors |= {f"criterion.{k}": v for k, v in parts.criterion.state_dict().items()}
+    if parts.average is not None:
+        tensors |= {f"average.{k}": v for k, v in parts.average.state_dict().items()}
     for index, slots in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -68,21 +71,13 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
     Raises:
         CaptuneError: no state there, unreadable, of another version, or of another architecture.
     """
-    if not path.is_file():
-        raise CaptuneError(f"nothing to resume at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["state"])
-            tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CaptuneError(f"{path} cannot be read as a resume state: {error}") from None
-    if header.get("format_version") != VERSION:
-        found = header.get("format_version")
-        raise CaptuneError(f"{path} has format_version {found!r}, this captune reads {VERSION}")
+    header, tensors = _read(path)
     try:
         parts.model.load_state_dict(_below("model.", tensors))
         if isinstance(parts.criterion, nn.Module):
             parts.criterion.load_state_dict(_below("criterion.", tensors))
+        if parts.average is not None:
+            parts.average.load_state_dict(_below("average.", tensors))
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise CaptuneError(f"{path} is of another architecture: {detail}") from None
@@ -100,6 +95,33 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
         for card in sorted(cards, key=int)[: torch.cuda.device_count()]:
             torch.cuda.set_rng_state(cards[card], int(card))
     return EpochProgress(**header["progress"])
+
+
+def read_progress(path: Path) -> EpochProgress:
+    """Where the run stood: what is trained in that epoch must be known before it is loaded.
+
+    Raises:
+        CaptuneError: as :func:`load_state`.
+    """
+    header, _ = _read(path, tensors=False)
+    return EpochProgress(**header["progress"])
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header of a state, and its tensors."""
+    if not path.is_file():
+        raise CaptuneError(f"nothing to resume at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            names = file.keys() if tensors else ()
+            found = {key: file.get_tensor(key) for key in names}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CaptuneError(f"{path} cannot be read as a resume state: {error}") from None
+    if header.get("format_version") != VERSION:
+        stated = header.get("format_version")
+        raise CaptuneError(f"{path} has format_version {stated!r}, this captune reads {VERSION}")
+    return header, found
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,20 +13,25 @@ from typing import Any
 import torch
 from accelerate.utils import ProjectConfiguration
 
-from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
-from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.device import best_device
-from captune.encoders.hub import call_factory
 from captune.errors import CaptuneError, MissingExtraError
-from captune.losses import Criterion, InfoNCELoss
+from captune.losses import Criterion
 from captune.models import CLIPModel
-from captune.training.checkpoint import TrainingParts, load_state, save_state
-from captune.training.loader import BatchLoader, make_loader
+from captune.training.average import MovingAverage
+from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
+from captune.training.criteria import make_criterion, remember_temperature, temperature_of
 from captune.training.run import Provenance, Run, free_name
-from captune.training.schedule import rate_factor, warmup_cosine, warmup_within
+from captune.training.schedule import (
+    finished,
+    planned_epochs,
+    rate_factor,
+    warmup_cosine,
+    warmup_within,
+)
+from captune.training.stages import Plan, Stage
 from captune.training.steps import (
     STEPS_BETWEEN_READINGS,
     EpochMeter,
@@ -35,6 +40,7 @@ from captune.training.steps import (
     train_epoch,
     validate,
 )
+from captune.training.watch import EpochSigns, Watchdog
 
 
 class TrainingStopped(Exception):
@@ -90,19 +96,11 @@ def fit(
         )
     torch.manual_seed(config.seed)
     model = model or CLIPModel.from_config(config, device=best_device(config.device))
-    criterion = criterion or make_criterion(config)
+    criterion = criterion or make_criterion(config, model.dimension)
     run.write_identity()
     run.write_seen(train, val)
     job = _Fit(run, model, criterion, train, val)
     return job.run_all(resume=resume, on_epoch=on_epoch)
-
-
-def make_criterion(config: Config) -> Criterion:
-    """The loss that ``config`` names: a factory's, or the recipe's InfoNCE."""
-    if config.criterion:
-        criterion: Criterion = call_factory(config.criterion)
-        return criterion
-    return InfoNCELoss(temperature=config.temperature)
 
 
 class _Fit:
@@ -120,37 +118,60 @@ class _Fit:
         self.run = run
         self.model = model
         self.criterion = criterion
-        self.train_loader = _loader(train, model, config, training=True)
-        self.val_loader = _loader(val, model, config, training=False)
         self.accelerator = make_accelerator(config, **_tracking(run))
         if config.log_with != "none":
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         if isinstance(criterion, torch.nn.Module):
             criterion.to(self.accelerator.device)
-            parameters += list(criterion.parameters())
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        total = self.train_loader.steps * config.num_epochs
-        scheduler = warmup_cosine(optimizer, warmup_steps=config.warmup_steps, total_steps=total)
-        prepared = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
-        self.parts = TrainingParts(model, criterion, prepared, scheduler, self.accelerator)
+        self.plan = Plan(model, train, val, config)
+        self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
+        self.watchdog = Watchdog()
         self.stop = _StopRequest()
-        self._describe(total)
+        self.stage: Stage
+        self.parts: TrainingParts
 
-    def _describe(self, total_steps: int) -> None:
-        config = self.run.config
-        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+    @property
+    def kept(self) -> CLIPModel:
+        """The weights that are validated and saved: the moving average, where there is one."""
+        return self.average.model if self.average else self.model
+
+    def _enter(self, stage: Stage) -> None:
+        """Make optimiser and schedule of a stage; both start afresh in each."""
+        self.stage = stage
+        groups = stage.groups(self.model, self.criterion)
+        optimizer = torch.optim.AdamW(
+            groups, lr=stage.learning_rate, weight_decay=self.run.config.weight_decay
+        )
+        total = stage.steps
+        scheduler = warmup_cosine(
+            optimizer, warmup_steps=self.run.config.warmup_steps, total_steps=total
+        )
+        prepared = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.parts = TrainingParts(
+            self.model,
+            self.criterion,
+            prepared,
+            scheduler,
+            self.accelerator,
+            self.average.model if self.average else None,
+        )
+        self._describe()
+
+    def _describe(self) -> None:
+        config, stage = self.run.config, self.stage
+        groups = self.parts.optimizer.param_groups
+        count = sum(p.numel() for group in groups for p in group["params"])
         device, precision = self.accelerator.device, self.accelerator.mixed_precision
+        if len(self.plan) > 1:
+            say(f"stage {stage.number}: {stage.what}")
         say(
             f"{count:,} trainable parameters · {device} · "
-            f"{'fp32' if precision == 'no' else precision} · {total_steps:,} steps"
+            f"{'fp32' if precision == 'no' else precision} · {stage.steps:,} steps"
         )
-        say(f"train on {self.train_loader.dataset.table.describe()}")
-        say(f"validate on {self.val_loader.dataset.table.describe()}")
-        warmup = warmup_within(config.warmup_steps, total_steps)
+        say(f"train on {stage.train_loader.table.describe()}")
+        say(f"validate on {stage.val_loader.table.describe()}")
+        warmup = warmup_within(config.warmup_steps, stage.steps)
         if warmup < config.warmup_steps:
             say(f"warm-up cut from {config.warmup_steps} to {warmup}: a tenth of all steps")
 
@@ -158,22 +179,31 @@ class _Fit:
         """All epochs that remain."""
         progress = EpochProgress(0)
         if resume and self.run.state_path.is_file():
-            progress = load_state(self.run.state_path, self.parts)
+            progress = read_progress(self.run.state_path)
+            # The state is of the stage of the last step, which may have been a stage's last.
+            before = progress.epoch - (1 if progress.step == 0 else 0)
+            self._enter(self.plan.stage_of(before))
+            load_state(self.run.state_path, self.parts)
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
-        elif resume:
-            say(f"nothing to resume in {self.run.folder}: starting from the first step")
+        else:
+            if resume:
+                say(f"nothing to resume in {self.run.folder}: starting from the first step")
+            self._begin()
         history = self.run.history()[: progress.epoch]
         self.run.write_history(history)
         with self.stop:
-            while progress.epoch < self.run.config.num_epochs:
+            while not finished(self.run.config, history):
+                if progress.epoch == self.stage.last:
+                    self._next_stage(history)
                 history.append(self._epoch(progress))
                 self._keep(history)
                 progress = EpochProgress(progress.epoch + 1)
                 save_state(self.run.state_path, self.parts, progress)
                 if on_epoch is not None:
                     on_epoch(self.run)
-                if self.stop.requested and progress.epoch < self.run.config.num_epochs:
+                if self.stop.requested and not finished(self.run.config, history):
                     raise TrainingStopped(self.run)
+            self._finish(history)
         self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use
         if self.run.config.log_with != "none":
             self.accelerator.end_training()
@@ -181,11 +211,29 @@ class _Fit:
             raise TrainingStopped(self.run)
         return self.run
 
+    def _begin(self) -> None:
+        """The first stage, on features brought to mean 0 and deviation 1 where that is wanted."""
+        statistics = self.plan.feature_statistics()
+        if statistics is not None:
+            self.model.set_feature_statistics(*statistics)
+            if self.average:
+                self.average.model.set_feature_statistics(*statistics)
+        self._enter(self.plan.stage_of(0))
+
+    def _next_stage(self, history: list[dict[str, Any]]) -> None:
+        """Go on from the best weights so far, not from the last."""
+        best = max(history, key=lambda r: float(r["rsum"]))
+        say(f"stage {self.stage.number} ends: best rsum {best['rsum']:.1f} in epoch {best['epoch']}")
+        for model in {id(m): m for m in (self.model, self.kept)}.values():
+            model.load_weights(self.run.weights_path)
+        self._enter(self.plan.stage_of(self.stage.last))
+
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
+        self.stage.prepare(self.model, self.criterion, progress.epoch)
         trained = train_epoch(
             self.model,
-            self.train_loader,
+            self.stage.train_loader,
             self.criterion,
             self.parts.optimizer,
             self.parts.scheduler,
@@ -195,29 +243,35 @@ class _Fit:
             progress=progress,
             on_step=self._after_step,
         )
-        validated = validate(self.model, self.val_loader, self.criterion, self.run.config)
+        validated = validate(self.kept, self.stage.val_loader, self.criterion, self.run.config)
         return {
             "epoch": progress.epoch + 1,
+            "stage": self.stage.number,
             "step": self._global_step(progress),
             "learning_rate": self._rate_at_start(progress.epoch),
+            "temperature": temperature_of(self.model, self.criterion),
             **trained,
-            "unreadable_images": len(self.train_loader.unreadable),
+            "seconds": progress.seconds,
+            "unreadable_images": len(self.stage.train_loader.unreadable),
             **{("val_loss" if key == "loss" else key): v for key, v in validated.items()},
         }
 
     def _rate_at_start(self, epoch: int) -> float:
         """The rate of an epoch's first step, from the schedule: a resumed epoch has the same."""
-        config, steps = self.run.config, self.train_loader.steps
-        total = steps * config.num_epochs
-        warmup = warmup_within(config.warmup_steps, total)
-        return config.learning_rate * rate_factor(epoch * steps, warmup, total)
+        stage = self.stage
+        warmup = warmup_within(self.run.config.warmup_steps, stage.steps)
+        step = (epoch - stage.first) * stage.train_loader.steps
+        return stage.learning_rate * rate_factor(step, warmup, stage.steps)
 
     def _global_step(self, progress: EpochProgress) -> int:
-        return progress.epoch * self.train_loader.steps + progress.step
+        return self.plan.steps_before(progress.epoch) + progress.step
 
     def _after_step(self, meter: EpochMeter) -> None:
         """Log now and then; save now and then; leave when asked to."""
         progress = meter.progress
+        if self.average:
+            done = (progress.epoch - self.stage.first) * self.stage.train_loader.steps
+            self.average.update(self.model, done + progress.step - 1)
         due = progress.step % self.run.config.save_steps == 0
         if due or self.stop.requested:
             meter.settle()
@@ -230,41 +284,35 @@ class _Fit:
         if self.stop.requested:
             if not self.run.weights_path.is_file():
                 say("no epoch is done yet: keeping the weights of this moment, not validated")
-                self.model.save_pretrained(self.run.folder)
+                self._save()
             raise TrainingStopped(self.run)
+
+    def _save(self) -> None:
+        """Write the weights that are kept, with the temperature that belongs to them."""
+        remember_temperature(self.kept, self.criterion)
+        self.kept.save_pretrained(self.run.folder)
 
     def _keep(self, history: list[dict[str, Any]]) -> None:
         """Write the history, and the weights where this epoch is the best so far."""
         row = history[-1]
         best = max(history, key=lambda r: float(r["rsum"]))
         if best is row:
-            self.model.save_pretrained(self.run.folder)
+            self._save()
         self.run.write_history(history)
         image_to_text, text_to_image = row["image_to_text"], row["text_to_image"]
         say(
-            f"epoch {row['epoch']}/{self.run.config.num_epochs} · loss {row['train_loss']:.3f} · "
+            f"epoch {row['epoch']}/{planned_epochs(self.run.config)} · loss {row['train_loss']:.3f} · "
             f"val loss {row['val_loss']:.3f} · image→text R@1 {image_to_text['R@1']:.1f} R@5 "
             f"{image_to_text['R@5']:.1f} · text→image R@1 {text_to_image['R@1']:.1f} R@5 "
             f"{text_to_image['R@5']:.1f} · rsum {row['rsum']:.1f}{' (best)' if best is row else ''}"
         )
+        for warning in self.watchdog.look(self._signs(row)):
+            say(warning)
         if self.run.config.log_with != "none":
             values = {"val/loss": row["val_loss"], "val/rsum": row["rsum"]}
             for direction in ("image_to_text", "text_to_image"):
                 values |= {f"val/{direction}/{k}": v for k, v in row[direction].items()}
             self.accelerator.log(values, step=row["step"])
-
-
-def _loader(
-    table: CaptionTable, model: CLIPModel, config: Config, *, training: bool
-) -> BatchLoader:
-    dataset = COCOClipDataset(
-        table=table,
-        image_size=model.preprocess.image_size,
-        augment=config.augment and training,
-        seed=config.seed,
-    )
-    bank = CaptionBank.build(table.texts(), model.text_encoder, precision=config.precision)
-    return make_loader(dataset, bank, config, shuffle=training)
 
 
 def _tracking(run: Run) -> dict[str, Any]:

@@ -13,31 +13,50 @@ from torch.utils.data import DataLoader
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
-from captune.data.dataset import COCOClipDataset, EpochBatches, Sample, SkippingDataset
+from captune.data.dataset import (
+    COCOClipDataset,
+    EpochBatches,
+    Sample,
+    SkippingDataset,
+)
 from captune.data.pixels import UnreadableImageError
+from captune.data.table import CaptionTable
 from captune.device import loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
+from captune.training.captions import CaptionDraw
 
 
 class Batch(NamedTuple):
-    """B images, each with the embedding of one of its captions.
+    """B images, and the embeddings of C captions.
 
-    ``pixels (B, 3, S, S)`` uint8; ``text (B, D)`` fp32 unit length; ``images (B,)`` and
-    ``caption_rows (B,)`` int64 rows of the table.
+    ``inputs``: pixels ``(B, 3, S, S)`` uint8, or kept features ``(B, F)``; ``text (C, D)`` fp32
+    unit length, as the frozen tower gives it; ``images (B,)`` int64 rows of the table,
+    ``caption_images (C,)`` the image row of each caption. The first ``own`` captions belong to
+    the batch's images; the first B of them are one of each image, in order.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     text: Tensor
     images: Tensor
-    caption_rows: Tensor
+    caption_images: Tensor
+    own: int
+
+    def embed(self, model: CLIPModel) -> Tensor:
+        """The images' embeddings ``(B, D)``, unit length."""
+        inputs = self.inputs.to(model.device, non_blocking=True)
+        return model.project_image(inputs) if inputs.dim() == 2 else model(inputs)  # type: ignore[no-any-return]
 
 
 class Batches(Protocol):
     """What the training step reads: :class:`BatchLoader`, or a plain DataLoader made to fit."""
 
-    dataset: COCOClipDataset
     bank: CaptionBank
+
+    @property
+    def table(self) -> CaptionTable:
+        """Images and captions."""
+        ...
 
     @property
     def steps(self) -> int:
@@ -64,14 +83,12 @@ class BatchLoader:
         seed: int,
         shuffle: bool,
         num_workers: int,
+        captions: CaptionDraw | None = None,
     ) -> None:
-        if len(bank) != dataset.table.captions.num_rows:
-            raise CaptuneError(
-                f"the caption bank holds {len(bank):,} captions, the dataset "
-                f"{dataset.table.captions.num_rows:,}: build it from dataset.table.texts()"
-            )
+        check_bank(bank, dataset.table)
         self.dataset = dataset
         self.bank = bank
+        self.captions = captions
         self.unreadable: dict[str, str] = {}
         self._keys = EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle)
         self._loader: DataLoader[Any] = DataLoader(
@@ -85,6 +102,11 @@ class BatchLoader:
         )
 
     @property
+    def table(self) -> CaptionTable:
+        """Images and captions."""
+        return self.dataset.table
+
+    @property
     def steps(self) -> int:
         """Batches of a whole epoch."""
         return self._keys.steps
@@ -95,15 +117,40 @@ class BatchLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from position ``start`` on; one may be empty of images."""
         self._keys.begin(epoch, start)
-        for pixels, images, caption_rows, broken in self._loader:
+        for step, (pixels, images, caption_rows, broken) in enumerate(self._loader, start):
             for error in broken:
                 if error.path not in self.unreadable:
                     say(f"skipped an unreadable image: {error}")
                 self.unreadable[error.path] = error.reason
-            yield Batch(pixels, self.bank.lookup(caption_rows), images, caption_rows)
+            yield make_batch(pixels, images, caption_rows, self.bank, self.captions, epoch, step)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(0)
+
+
+def make_batch(
+    inputs: Tensor,
+    images: Tensor,
+    drawn: Tensor,
+    bank: CaptionBank,
+    captions: CaptionDraw | None = None,
+    epoch: int = 0,
+    step: int = 0,
+) -> Batch:
+    """A batch of images with the captions ``drawn (B,)`` for them, and those that join them."""
+    if captions is None or len(images) == 0:
+        return Batch(inputs, bank.lookup(drawn), images, images, len(drawn))
+    joined = captions.draw(images.numpy(), drawn.numpy(), epoch, step)
+    owners = torch.from_numpy(joined.images)
+    return Batch(inputs, bank.lookup(joined.rows), images, owners, joined.own)
+
+
+def check_bank(bank: CaptionBank, table: CaptionTable) -> None:
+    if len(bank) != table.captions.num_rows:
+        raise CaptuneError(
+            f"the caption bank holds {len(bank):,} captions, the dataset "
+            f"{table.captions.num_rows:,}: build it from dataset.table.texts()"
+        )
 
 
 class _PlainLoader:
@@ -116,6 +163,10 @@ class _PlainLoader:
         self.bank = bank
 
     @property
+    def table(self) -> CaptionTable:
+        return self.dataset.table
+
+    @property
     def steps(self) -> int:
         return len(self.loader)
 
@@ -126,7 +177,7 @@ class _PlainLoader:
         for step, sample in enumerate(self.loader):
             if step >= start:
                 pixels, images, caption_rows, _ = sample
-                yield Batch(pixels, self.bank.lookup(caption_rows), images, caption_rows)
+                yield make_batch(pixels, images, caption_rows, self.bank)
 
 
 def make_loader(
@@ -151,6 +202,19 @@ def make_loader(
         seed=config.seed,
         shuffle=shuffle,
         num_workers=loader_workers(config.num_workers),
+        captions=caption_draw(dataset.table, config) if shuffle else None,
+    )
+
+
+def caption_draw(table: CaptionTable, config: Config) -> CaptionDraw | None:
+    """None where each image stands in a step with the one caption that the dataset drew."""
+    if config.captions_per_image == 1 and config.bank_negatives == 0:
+        return None
+    return CaptionDraw(
+        table,
+        captions_per_image=config.captions_per_image,
+        bank_negatives=config.bank_negatives,
+        seed=config.seed,
     )
 
 

@@ -20,6 +20,7 @@ from captune.encoders.text import TextEncoder
 from captune.errors import CaptuneError
 from captune.files import read_versioned, replacing, write_json, write_text
 from captune.models import CLIPModel
+from captune.training.schedule import finished
 
 VERSION = 1
 
@@ -150,8 +151,8 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all epochs are done and the best model is there."""
-        return len(self.history()) >= self.config.num_epochs and self.weights_path.is_file()
+        """Whether nothing is left to train and the best model is there."""
+        return finished(self.config, self.history()) and self.weights_path.is_file()
 
     # -- what it holds ----------------------------------------------------------------------
     def history(self) -> list[dict[str, Any]]:

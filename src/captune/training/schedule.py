@@ -1,11 +1,15 @@
-"""The learning rate over a run: linear warm-up, then a cosine to zero."""
+"""How long a run goes on, and its learning rate: linear warm-up, then a cosine to zero."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from captune.config import Config
 
 
 def warmup_within(warmup_steps: int, total_steps: int) -> int:
@@ -25,3 +29,17 @@ def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) 
     """A scheduler to step once after every optimiser step."""
     warmup = warmup_within(warmup_steps, total_steps)
     return LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total_steps))
+
+
+def finished(config: Config, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing is left to train: all epochs are done, or stage 2 has stopped improving."""
+    whole = history[config.head_epochs :]
+    if config.freeze_backbone or not config.patience or not whole:
+        return len(history) >= planned_epochs(config)
+    best = max(range(len(whole)), key=lambda row: float(whole[row]["rsum"]))
+    return len(history) >= planned_epochs(config) or len(whole) - 1 - best >= config.patience
+
+
+def planned_epochs(config: Config) -> int:
+    """Epochs of both stages together."""
+    return config.head_epochs + (0 if config.freeze_backbone else config.num_epochs)

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.device import autocast, best_device, choose_precision
+from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
-from captune.losses import Criterion
+from captune.losses import Criterion, Pairs, match_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.training.loader import Batch, Batches, with_bank
+from captune.training.watch import effective_rank, spread
 
 STEPS_BETWEEN_READINGS = 10
 
@@ -70,27 +72,47 @@ def train_step(
     criterion: Criterion,
     optimizer: Optimizer,
     accelerator: Accelerator,
-    max_grad_norm: float,
+    config: Config,
 ) -> tuple[Tensor, Tensor]:
     """One step of contrastive training; returns the loss and the in-batch accuracy (0 to 1).
 
     Both are scalars on the device, not yet synchronised. Accuracy is the mean over both
-    directions of how often the own partner scores best in the batch.
+    directions of how often the own partner scores best among the batch's images and one caption
+    of each.
     """
-    pixels = batch.pixels.to(accelerator.device, non_blocking=True)  # (B, 3, S, S) uint8
-    text = batch.text.to(accelerator.device, non_blocking=True)  # (B, D)
+    frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
     with accelerator.autocast():
-        image = model(pixels)  # (B, D)
-    loss = criterion(image, text)
+        image = batch.embed(model)  # (B, D)
+    text = model.project_text(frozen)  # (C, D)
+    if getattr(criterion, "takes_pairs", False):
+        loss = criterion(image, text, _pairs(batch, frozen, config))  # type: ignore[call-arg]
+    else:
+        loss = criterion(image, text[: len(image)])
     accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    accelerator.clip_grad_norm_(_trained(optimizer), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-    similarity = image.detach() @ text.T  # (B, B)
+    similarity = image.detach() @ text[: len(image)].detach().T  # (B, B)
     own = torch.arange(len(similarity), device=similarity.device)
     hits = (similarity.argmax(0) == own).float() + (similarity.argmax(1) == own).float()
     return loss.detach(), hits.mean() / 2
+
+
+def _pairs(batch: Batch, frozen: Tensor, config: Config) -> Pairs:
+    """Which captions of the step belong to which image; likeness is the frozen tower's."""
+    return match_pairs(
+        batch.images.to(frozen.device),
+        batch.caption_images.to(frozen.device),
+        frozen,
+        own=batch.own,
+        duplicate_threshold=config.duplicate_threshold,
+        duplicates=config.duplicates,
+    )
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def train_epoch(
@@ -131,19 +153,23 @@ def train_epoch(
         accelerator = make_accelerator(config)
         optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
     model.to(accelerator.device).train()
+    if config.freeze_batch_norm:
+        freeze_batch_norm(model.image_encoder)
+    if isinstance(criterion, nn.Module):
+        criterion.train()
     loader = with_bank(train_loader, model)
     progress = progress or EpochProgress(epoch)
     bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")
     with bar:
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
-            if len(batch.pixels) >= 2:  # one image alone has nothing to be told apart from
+            if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
                 loss, accuracy = train_step(
-                    model, batch, criterion, optimizer, accelerator, config.max_grad_norm
+                    model, batch, criterion, optimizer, accelerator, config
                 )
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
-                meter.add(loss, accuracy, len(batch.pixels))
+                meter.add(loss, accuracy, len(batch.images))
             progress.step += 1
             bar.update()
             if progress.step % STEPS_BETWEEN_READINGS == 0 or progress.step == loader.steps:
@@ -218,8 +244,10 @@ def validate(
         config: ``precision`` and ``device`` are read from it.
 
     Returns:
-        ``loss`` and what :func:`captune.metrics.retrieval_metrics` gives. Images that cannot be
-        read are left out with their captions; ``images`` and ``captions`` count what was used.
+        ``loss`` and what :func:`captune.metrics.retrieval_metrics` gives, with ``spread`` and
+        ``effective_rank`` of the images' embeddings (:mod:`captune.training.watch`). Images that
+        cannot be read are left out with their captions; ``images`` and ``captions`` count what
+        was used.
 
     Raises:
         CaptuneError: no image could be read.
@@ -227,24 +255,27 @@ def validate(
     config = Config.from_mapping(config)
     was_training = model.training
     model.eval()
+    if isinstance(criterion, nn.Module):
+        criterion.eval()
     loader: Batches = with_bank(val_loader, model)
     precision = choose_precision(config.precision, model.device)
     embedded, rows, loss_sum = [], [], 0.0
     for batch in tqdm(loader.batches(0), total=loader.steps, desc="validating", leave=False):
-        if len(batch.pixels) == 0:
+        if len(batch.images) == 0:
             continue
         with autocast(model.device, precision):
-            image = model(batch.pixels.to(model.device))
-        loss_sum += float(criterion(image, batch.text.to(model.device))) * len(image)
+            image = batch.embed(model)
+        text = model.project_text(batch.text.to(model.device))
+        loss_sum += float(criterion(image, text)) * len(image)
         embedded.append(image.float().cpu())
         rows.append(batch.images)
     model.train(was_training)
     if not rows:
-        raise CaptuneError(f"no image of {loader.dataset.table.describe()} could be read")
-    images = torch.cat(rows)
-    captions, owner = loader.dataset.table.captions_among(images.numpy())
-    metrics = retrieval_metrics(
-        torch.cat(embedded), loader.bank.lookup(captions), torch.from_numpy(owner)
-    )
+        raise CaptuneError(f"no image of {loader.table.describe()} could be read")
+    images, found = torch.cat(rows), torch.cat(embedded)
+    captions, owner = loader.table.captions_among(images.numpy())
+    text = model.project_text(loader.bank.lookup(captions).to(model.device)).cpu()
+    metrics = retrieval_metrics(found, text, torch.from_numpy(owner))
     counts = {"images": len(images), "captions": len(captions)}
-    return {"loss": loss_sum / len(images), **counts, **metrics}
+    signs = {"spread": spread(found), "effective_rank": effective_rank(found)}
+    return {"loss": loss_sum / len(images), **counts, **metrics, **signs}

@@ -23,6 +23,7 @@ from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError, nearest
 from captune.evaluation.intervals import METRICS, QueryHits
+from captune.evaluation.retrieval import caption_embeddings
 from captune.evaluation.variants import SeedRun, Variant
 from captune.files import read_json, write_json
 from captune.metrics import retrieval_ranks, similarity_rows
@@ -250,6 +251,7 @@ def query_hits(opened: Opened, table: CaptionTable) -> QueryHits:
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=precision)
     captions, owner = table.captions_among(embeddings.rows)
     owners = torch.from_numpy(owner)
-    rows = similarity_rows(embeddings.vectors, bank.lookup(captions))
+    text = caption_embeddings(opened.model, bank, captions)
+    rows = similarity_rows(embeddings.vectors, text)
     image_rank, caption_rank = retrieval_ranks(rows, owners, len(embeddings.rows))
     return QueryHits.from_ranks(image_rank, caption_rank, owners)

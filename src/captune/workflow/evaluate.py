@@ -115,7 +115,7 @@ def measure(opened: Opened, table: CaptionTable) -> tuple[dict[str, Any], ImageE
             "images cannot be read: fetch them again"
         )
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
-    result = evaluate_retrieval(table, embeddings, bank)
+    result = evaluate_retrieval(opened.model, table, embeddings, bank)
     overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
     return {
         **result,

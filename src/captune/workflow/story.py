@@ -17,7 +17,7 @@ from captune.console import say
 from captune.data.table import CaptionTable
 from captune.device import best_device
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
-from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
+from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import classify
 from captune.metrics import RECALL_AT, retrieval_ranks, similarity_rows
 from captune.models import CLIPModel
@@ -105,7 +105,7 @@ def measure_before(run: Run, subject: Subject) -> Before:
     )
     texts = subject.table.texts()
     bank = CaptionBank.build(texts, model.text_encoder, precision=precision)
-    metrics = evaluate_retrieval(subject.table, embeddings, bank)
+    metrics = evaluate_retrieval(model, subject.table, embeddings, bank)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     return Before(metrics, hits)
 
@@ -165,7 +165,7 @@ def worst_captions(
     bank = CaptionBank.build(table.texts(), model.text_encoder, precision=precision)
     captions, owner = table.captions_among(embeddings.rows)
     places = torch.from_numpy(owner)
-    rows = similarity_rows(embeddings.vectors, bank.lookup(captions))
+    rows = similarity_rows(embeddings.vectors, caption_embeddings(model, bank, captions))
     _, ranks = retrieval_ranks(rows, places, len(embeddings.rows))
     failures: list[Failure] = []
     seen: set[int] = set()

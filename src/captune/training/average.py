@@ -1,0 +1,35 @@
+"""A moving average of the weights: steadier than the last step's, and what a run keeps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from captune.models import CLIPModel
+
+
+class MovingAverage:
+    """A shadow of a model whose weights are the exponential moving average of the model's.
+
+    Polyak and Juditsky 1992; the decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` after
+    ``n`` steps, so that the random first weights are soon forgotten.
+
+    Args:
+        model: on its device; the frozen text tower is shared, not copied.
+        decay: of the average; 0.999 remembers about a thousand steps.
+    """
+
+    def __init__(self, model: CLIPModel, *, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model, {id(model._text): model._text})
+        self.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: CLIPModel, step: int) -> None:
+        """Take in ``model`` after its step number ``step`` (from 0)."""
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        average(list(self.model.parameters()), list(model.parameters()), step)  # type: ignore[arg-type]
+        for kept, found in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(found)  # statistics of BatchNorm are averages already

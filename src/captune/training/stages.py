@@ -1,0 +1,202 @@
+"""The two stages of a training: the head on kept features, then the whole image tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from captune.bank import CaptionBank
+from captune.config import Config
+from captune.data.augment import Augmentation
+from captune.data.dataset import COCOClipDataset
+from captune.data.table import CaptionTable
+from captune.encoders.layers import encoder_layers
+from captune.features import FeatureStore
+from captune.losses import ContrastiveLoss, Criterion
+from captune.models import CLIPModel
+from captune.training.feature_batches import FeatureBatches
+from captune.training.loader import Batches, make_loader
+from captune.training.schedule import planned_epochs
+
+HEAD, WHOLE = 1, 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs ``[first, last)`` of the run, on batches of one kind."""
+
+    number: int
+    first: int
+    last: int
+    train_loader: Any
+    val_loader: Batches
+    config: Config
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return (
+            "the head, on features kept from the frozen backbone"
+            if self.number == HEAD
+            else "the whole image tower"
+        )
+
+    @property
+    def steps(self) -> int:
+        """Of all its epochs."""
+        return int(self.train_loader.steps) * (self.last - self.first)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate; of the backbone's last layer in stage 2."""
+        config = self.config
+        return config.head_learning_rate if self.number == HEAD else config.learning_rate
+
+    def groups(self, model: CLIPModel, criterion: Criterion) -> list[dict[str, Any]]:
+        """AdamW's parameter groups, from the input to the output, the loss's own last.
+
+        Layer-wise rates as in Clark et al. 2020 (ELECTRA) and Bao et al. 2022 (BEiT): layer ``l``
+        of ``L`` learns at ``learning_rate * layer_decay ** (L - 1 - l)``.
+        """
+        config = self.config
+        after = [*_parameters(model.pooling), *_parameters(model.head)]
+        after += [*_parameters(model.text_adapter)]
+        own = list(criterion.parameters()) if isinstance(criterion, nn.Module) else []
+        if self.number == HEAD:  # what pools comes before the features that are kept
+            head = [*_parameters(model.head), *_parameters(model.text_adapter)]
+            return [{"params": head}, {"params": own}] if own else [{"params": head}]
+        layers = backbone_layers(model, config)
+        rates = [
+            config.learning_rate * config.layer_decay ** (len(layers) - 1 - place)
+            for place in range(len(layers))
+        ]
+        groups = [
+            {"params": layer, "lr": rate} for layer, rate in zip(layers, rates, strict=True) if layer
+        ]
+        head_rate = config.learning_rate * config.head_rate_factor
+        return [*groups, {"params": [*after, *own], "lr": head_rate}]
+
+    def prepare(self, model: CLIPModel, criterion: Criterion, epoch: int) -> None:
+        """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
+        2018), and hard negatives, which come in after a stage's first epoch."""
+        if isinstance(criterion, ContrastiveLoss):
+            criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
+        if self.number == HEAD:
+            return
+        layers = backbone_layers(model, self.config)
+        wanted = self.config.unfreeze_epochs
+        share = min(1.0, (epoch - self.first + 1) / wanted) if wanted else 1.0
+        first_open = round(len(layers) * (1 - share))
+        for place, layer in enumerate(layers):
+            for parameter in layer:
+                parameter.requires_grad_(place >= first_open)
+
+
+def backbone_layers(model: CLIPModel, config: Config) -> list[list[nn.Parameter]]:
+    """The backbone's layers that stage 2 trains; those below stay and take no gradient."""
+    layers = [parameters for _, parameters in encoder_layers(model.image_encoder)]
+    frozen = round(len(layers) * config.frozen_layers)
+    for layer in layers[:frozen]:
+        for parameter in layer:
+            parameter.requires_grad_(False)
+    return layers[frozen:]
+
+
+class Plan:
+    """The stages of a run, each made when it is entered.
+
+    Args:
+        model: on its device, as it starts.
+        train, val: images with captions.
+        config: both stages' values.
+    """
+
+    def __init__(
+        self, model: CLIPModel, train: CaptionTable, val: CaptionTable, config: Config
+    ) -> None:
+        self.model = model
+        self.train = train
+        self.val = val
+        self.config = config
+        self.banks = [
+            CaptionBank.build(table.texts(), model.text_encoder, precision=config.precision)
+            for table in (train, val)
+        ]
+        self._stages: dict[int, Stage] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers())
+
+    def _numbers(self) -> list[int]:
+        config = self.config
+        return [HEAD] * bool(config.head_epochs) + [WHOLE] * (not config.freeze_backbone)
+
+    def stage_of(self, epoch: int) -> Stage:
+        """The stage in which ``epoch`` (from 0) lies."""
+        config = self.config
+        number = HEAD if epoch < config.head_epochs else WHOLE
+        if config.freeze_backbone:
+            number = HEAD
+        if number not in self._stages:
+            self._stages[number] = self._make(number)
+        return self._stages[number]
+
+    def _make(self, number: int) -> Stage:
+        config = self.config
+        if number == HEAD:
+            batches = [self._features(place) for place in (0, 1)]
+            return Stage(HEAD, 0, config.head_epochs, *batches, config)
+        loaders = [self._photos(place) for place in (0, 1)]
+        return Stage(WHOLE, config.head_epochs, planned_epochs(config), *loaders, config)
+
+    def _features(self, place: int) -> FeatureBatches:
+        """Batches of the training (0) or validation (1) split from kept features."""
+        table, training = (self.train, self.val)[place], place == 0
+        store = self._store(table, flips=training and self.config.augment)
+        return FeatureBatches(store, table, self.banks[place], self.config, shuffle=training)
+
+    def _photos(self, place: int) -> Batches:
+        """Batches of the training (0) or validation (1) split from the photos."""
+        config, training = self.config, place == 0
+        augmentation = Augmentation(
+            crop_scale=config.crop_scale, rand_augment=config.rand_augment
+        )
+        dataset = COCOClipDataset(
+            table=(self.train, self.val)[place],
+            image_size=self.model.preprocess.image_size,
+            augment=augmentation if config.augment and training else False,
+            seed=config.seed,
+        )
+        return make_loader(dataset, self.banks[place], config, shuffle=training)
+
+    def _store(self, table: CaptionTable, *, flips: bool) -> FeatureStore:
+        return FeatureStore.build(
+            table,
+            self.model.image_encoder,
+            pool=self.model.pooling,
+            flips=flips,
+            precision=self.config.precision,
+            num_workers=self.config.num_workers,
+        )
+
+    def feature_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation ``(C,)`` of the untrained backbone's features of the training images;
+        None where the model does not standardise."""
+        if not self.config.standardise_features:
+            return None
+        flips = bool(self.config.head_epochs) and self.config.augment  # then they are needed anyway
+        return self._store(self.train, flips=flips).mean_and_deviation()
+
+    def steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before ``epoch`` (from 0), for the logger's axis."""
+        config = self.config
+        head = min(epoch, config.head_epochs) * max(1, len(self.train) // config.head_batch_size)
+        return head + max(0, epoch - config.head_epochs) * max(
+            1, len(self.train) // config.batch_size
+        )
+
+
+def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
+    return list(part.parameters()) if part is not None else []
