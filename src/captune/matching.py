@@ -1,0 +1,108 @@
+"""Which caption of a batch describes which of its images: ids and embeddings in, masks out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DUPLICATES = ("ignore", "positive")
+ROUNDING = 1e-6  # the cosine of two equal rows in fp32 may fall this short of 1
+
+
+class Pairs(NamedTuple):
+    """What the B images and the C captions of a batch are to one another.
+
+    The first ``own`` captions belong to images of the batch; they are the queries text→image. The
+    rest are further candidates image→text, as a rule negatives.
+
+    Attributes:
+        images: ``(B,) int64``, id of each image.
+        caption_images: ``(C,) int64``, id of the image each caption was written for.
+        own: how many captions, from the first, belong to images of the batch.
+        positive: ``(B, C) bool``, the caption describes the image; a caption may describe several.
+        ignored: ``(B, C) bool``, neither positive nor negative; never where ``positive`` is.
+    """
+
+    images: Tensor
+    caption_images: Tensor
+    own: int
+    positive: Tensor
+    ignored: Tensor
+
+
+def one_to_one(rows: int, device: torch.device | str | None = None) -> Pairs:
+    """The pairs of ``rows`` images and as many captions, row ``i`` with row ``i`` alone."""
+    ids = torch.arange(rows, device=device)
+    own = torch.eye(rows, dtype=torch.bool, device=device)
+    return Pairs(ids, ids, rows, own, torch.zeros_like(own))
+
+
+def match_pairs(
+    images: Tensor,
+    caption_images: Tensor,
+    text: Tensor,
+    *,
+    own: int,
+    duplicate_threshold: float = 0.0,
+    duplicates: str = "ignore",
+) -> Pairs:
+    r"""Tell positives, near-duplicates and negatives of a batch apart.
+
+    A caption is positive for the image it was written for, wherever it stands: a caption of the
+    bank that happens to belong to an image of the batch is no negative. Caption :math:`c` is a
+    near-duplicate for image :math:`b`, which it was not written for, if
+
+    .. math:: \max_{j < \text{own},\; \text{image of } j \,=\, b} \langle v_j, v_c \rangle
+        \ge \text{threshold}
+
+    Only the ``(own, C)`` text-text product is formed, and none where the threshold is 0.
+
+    Args:
+        images: ``(B,) int64``, ids of the images.
+        caption_images: ``(C,) int64``, ids of the images the captions were written for.
+        text: ``(C, D)``, unit length; best the frozen tower's, before any adapter.
+        own: how many captions, from the first, belong to images of the batch; any number each.
+        duplicate_threshold: cosine from which a caption counts as a near-duplicate; 0 = none does.
+        duplicates: what near-duplicates are: ``"ignore"`` or ``"positive"``.
+
+    Raises:
+        ValueError: shapes that do not fit, or an argument out of range.
+    """
+    if images.ndim != 1 or caption_images.ndim != 1 or len(text) != len(caption_images):
+        raise ValueError(
+            "match_pairs wants images (B,), caption_images (C,) and text (C, D), found "
+            f"{tuple(images.shape)}, {tuple(caption_images.shape)} and {tuple(text.shape)}"
+        )
+    if not 0 < own <= len(text):
+        raise ValueError(f"own must be between 1 and the {len(text)} captions, found {own}")
+    if not 0 <= duplicate_threshold <= 1:
+        raise ValueError(f"duplicate_threshold must be 0 to 1, found {duplicate_threshold}")
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates must be one of {DUPLICATES}, found {duplicates!r}")
+
+    positive = images[:, None] == caption_images  # (B, C)
+    ignored = torch.zeros_like(positive)
+    if duplicate_threshold > 0:
+        alike = _near_duplicates(images, positive[:, :own], text, duplicate_threshold)
+        if duplicates == "positive":
+            positive = positive | alike
+        else:
+            ignored = alike & ~positive
+    return Pairs(images, caption_images, own, positive, ignored)
+
+
+def _near_duplicates(images: Tensor, wrote: Tensor, text: Tensor, threshold: float) -> Tensor:
+    """``(B, C) bool``; ``wrote (B, own)`` says which caption was written for which image."""
+    text = text.detach().float()
+    own = wrote.shape[1]
+    with torch.autocast(text.device.type, enabled=False):
+        cosine = text[:own] @ text.T  # (own, C)
+    near = (cosine >= threshold - ROUNDING) & wrote.any(0)[:, None]
+    # Votes are added up at the first row of each image: a sum over `own` rows of C columns costs
+    # less than a product with `wrote`. Sums of ones are exact in any order.
+    votes = near.new_zeros((len(images), len(text)), dtype=torch.float32)
+    votes.index_add_(0, wrote.int().argmax(0), near.float())
+    first = (images[:, None] == images).int().argmax(1)  # an image may stand in the batch twice
+    return votes[first] > 0
