@@ -5,29 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from captune.device import autocast, choose_precision
 from captune.encoders.text import TextEncoder
 from captune.errors import CaptuneError
 from captune.files import cache_dir, read_versioned, write_json
+from captune.rowfile import Halves, RowFile, Rows
 
 VERSION = 1
 BATCH = 128
-SECONDS_BETWEEN_MARKS = 10.0  # rows are written scattered, so a flush is costly
-
-Halves = npt.NDArray[np.float16]
-Rows = npt.NDArray[np.int64]
 
 
 class CaptionBank:
@@ -97,7 +91,8 @@ class CaptionBank:
         with FileLock(str(folder) + ".lock"):
             if not (folder / "bank.json").is_file():
                 texts = _EmbeddingJob(encoder, distinct, device, precision, progress)
-                texts.write(folder, fingerprint)
+                shape = (len(distinct), encoder.dimension)
+                texts.fill(RowFile(folder, "embeddings", shape, fingerprint))
                 np.save(folder / "rows.npy", rows, allow_pickle=False)
                 write_json(
                     folder / "bank.json",
@@ -130,14 +125,13 @@ class CaptionBank:
                 f"the caption bank in {folder} was built from other captions or another text "
                 "encoder: delete the folder to build it anew"
             )
+        shape = (stated["distinct"], stated["dimension"])
+        embeddings = RowFile(folder, "embeddings", shape, fingerprint).open("caption bank")
         try:
-            embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
             rows = np.load(folder / "rows.npy", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise CaptuneError(f"the caption bank in {folder} is damaged ({error})") from None
-        expected = (stated["distinct"], stated["dimension"])
-        if embeddings.shape != expected or len(rows) != stated["captions"]:
-            embeddings._mmap.close()
+        if len(rows) != stated["captions"]:
             raise CaptuneError(f"the caption bank in {folder} is damaged: wrong shape")
         return cls(embeddings, rows, fingerprint)
 
@@ -161,42 +155,16 @@ class _EmbeddingJob:
         # Batches of like length waste no padding; the longest first shows at once if memory fits.
         self.order = np.argsort([-len(text) for text in distinct], kind="stable")
 
-    def write(self, folder: Path, fingerprint: str) -> None:
-        """Write ``embeddings.npy``; on the way ``partial.npy`` and ``partial.json`` hold it."""
-        partial, mark = folder / "partial.npy", folder / "partial.json"
-        shape = (len(self.distinct), self.encoder.dimension)
-        done = _rows_done(partial, mark, fingerprint, shape)
-        array = np.lib.format.open_memmap(
-            partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
-        )
-        try:
-            self._fill(array, done, mark, fingerprint)
-        finally:
-            array.flush()
-            array._mmap.close()  # type: ignore[attr-defined]  # Windows renames no mapped file
-        partial.replace(folder / "embeddings.npy")
-        mark.unlink(missing_ok=True)
-
-    def _fill(self, array: Halves, done: int, mark: Path, fingerprint: str) -> None:
-        total = len(self.distinct)
-        bar = tqdm(
-            total=total,
-            initial=done,
-            desc="embedding captions",
+    def fill(self, file: RowFile) -> None:
+        """Embed what ``file`` lacks."""
+        file.fill(
+            self.order,
+            lambda rows: self._embed([self.distinct[row] for row in rows]),
+            batch=BATCH,
+            words="embedding captions",
             unit="caption",
-            disable=not self.progress,
+            progress=self.progress,
         )
-        with bar:
-            marked = time.monotonic()
-            for start in range(done, total, BATCH):
-                rows = self.order[start : start + BATCH]
-                array[rows] = self._embed([self.distinct[row] for row in rows])
-                bar.update(len(rows))
-                if time.monotonic() - marked >= SECONDS_BETWEEN_MARKS:
-                    array.flush()  # type: ignore[attr-defined]
-                    position = {"fingerprint": fingerprint, "done": start + len(rows)}
-                    write_json(mark, position)
-                    marked = time.monotonic()
 
     def _embed(self, texts: list[str]) -> Halves:
         with autocast(self.device, self.precision):
@@ -210,19 +178,6 @@ class _EmbeddingJob:
             raise CaptuneError(f"text encoder {self.encoder.name} gave NaN or infinite values")
         halves: Halves = F.normalize(embedded, dim=-1).numpy().astype(np.float16)
         return halves
-
-
-def _rows_done(partial: Path, mark: Path, fingerprint: str, shape: tuple[int, int]) -> int:
-    """How many rows of an interrupted build can be kept; 0 where it is not this one's."""
-    try:
-        position = json.loads(mark.read_text(encoding="utf-8"))
-        array = np.load(partial, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        return 0
-    same = position.get("fingerprint") == fingerprint and array.shape == shape
-    done = int(position["done"]) if same and array.dtype == np.float16 else 0
-    array._mmap.close()
-    return done
 
 
 def _distinct(captions: Sequence[str]) -> tuple[list[str], Rows]:

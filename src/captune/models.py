@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -123,11 +125,23 @@ class CLIPModel(nn.Module):
     # -- forward ----------------------------------------------------------------------------
     def forward(self, pixels: Tensor) -> Tensor:
         """``(N, 3, S, S)`` uint8, or float in 0..1, RGB; to ``(N, D)`` fp32 of unit length."""
+        return self.project_image(self.pooled_features(pixels))
+
+    def pooled_features(self, pixels: Tensor) -> Tensor:
+        """What the head is given, ``(N, C)``: normalised pixels through backbone and pooling."""
         x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features = self.image_encoder(x)
-        pooled = features.pooled if self.pooling is None else self.pooling(features.map)  # (N, C)
-        return self.project_image(pooled)
+        return features.pooled if self.pooling is None else self.pooling(features.map)  # type: ignore[no-any-return]
+
+    def backbone_fingerprint(self) -> str:
+        """A hash of what :meth:`pooled_features` depends on: architecture, weights, pooling."""
+        encoder = cast(ImageEncoder, self.image_encoder)
+        stated = json.dumps(encoder.description(), sort_keys=True, default=str)
+        parts = [stated, weights_digest(self.image_encoder), type(self.pooling).__name__]
+        if self.pooling is not None:
+            parts.append(weights_digest(self.pooling))
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """The backbone's pooled features ``(N, C)`` to embeddings ``(N, D)`` of unit length."""
@@ -147,6 +161,11 @@ class CLIPModel(nn.Module):
             self.head.set_statistics(mean.to(self.device), deviation.to(self.device))
 
     # -- public encoders --------------------------------------------------------------------
+    @property
+    def feature_dim(self) -> int:
+        """C, of the backbone's features."""
+        return cast(ImageEncoder, self.image_encoder).feature_dim
+
     @property
     def dimension(self) -> int:
         """D, of the space that both towers share."""
@@ -339,3 +358,12 @@ class CLIPModel(nn.Module):
             raise CaptuneError(f"{name} is no CLIP checkpoint with both towers, and no run")
         # CLIP's own scale is learnt, clipped at 100, and ends there (paper, section 2.5).
         return cls(load_text_encoder(name), image_encoder=image, temperature=0.01).eval()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A hash of all parameters and buffers of ``module``."""
+    state = hashlib.blake2b(digest_size=16)
+    for key, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        state.update(key.encode() + flat.numpy().tobytes())
+    return state.hexdigest()

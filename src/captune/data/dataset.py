@@ -115,9 +115,13 @@ class COCOClipDataset(Dataset[Sample]):
 
     @cached_property
     def _names_sides(self) -> np.ndarray:
-        """``(N,)`` bool: a caption of the image says left or right, so a flip would make it lie."""
-        says = np.array([bool(SIDES.search(text)) for text in self.table.texts()])
-        return np.bincount(self.table.image_of_caption, weights=says, minlength=len(self)) > 0
+        return names_sides(self.table)
+
+
+def names_sides(table: CaptionTable) -> np.ndarray:
+    """``(N,)`` bool: a caption of the image says left or right, so a flip would make it lie."""
+    says = np.array([bool(SIDES.search(text)) for text in table.texts()])
+    return np.bincount(table.image_of_caption, weights=says, minlength=len(table)) > 0
 
 
 def draw_caption(table: CaptionTable, image: int, rng: np.random.Generator) -> int:

@@ -22,7 +22,7 @@ from captune.data.table import CaptionTable
 from captune.device import autocast, choose_precision, loader_workers
 from captune.errors import CaptuneError
 from captune.files import replacing
-from captune.models import CLIPModel
+from captune.models import CLIPModel, weights_digest
 
 BATCH = 64
 
@@ -108,14 +108,8 @@ def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) 
 def _key(model: CLIPModel, table: CaptionTable, precision: str) -> str:
     """A hash of everything that the embeddings depend on."""
     state = hashlib.blake2b(digest_size=16)
-    state.update(f"{precision}\0{model.preprocess}\0{table.digest}".encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        state.update(key.encode() + flat.numpy().tobytes())
-    for row in range(len(table)):
-        path = table.path(row)
-        stat = path.stat() if path.is_file() else None
-        state.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
+    stated = [precision, str(model.preprocess), table.digest, table.files_digest()]
+    state.update("\0".join([*stated, weights_digest(model)]).encode())
     return state.hexdigest()
 
 

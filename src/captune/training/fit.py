@@ -230,7 +230,7 @@ class _Fit:
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
-        self.stage.prepare(self.model, self.criterion, progress.epoch)
+        self.stage.prepare(self.criterion, progress.epoch)
         trained = train_epoch(
             self.model,
             self.stage.train_loader,

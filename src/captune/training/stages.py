@@ -25,13 +25,17 @@ HEAD, WHOLE = 1, 2
 
 @dataclass(frozen=True)
 class Stage:
-    """Epochs ``[first, last)`` of the run, on batches of one kind."""
+    """Epochs ``[first, last)`` of the run, on batches of one kind.
+
+    ``layers``: the backbone's parameters that may train, from input to output.
+    """
 
     number: int
     first: int
     last: int
     train_loader: Any
     val_loader: Batches
+    layers: list[list[nn.Parameter]]
     config: Config
 
     @property
@@ -67,41 +71,26 @@ class Stage:
         if self.number == HEAD:  # what pools comes before the features that are kept
             head = [*_parameters(model.head), *_parameters(model.text_adapter)]
             return [{"params": head}, {"params": own}] if own else [{"params": head}]
-        layers = backbone_layers(model, config)
-        rates = [
-            config.learning_rate * config.layer_decay ** (len(layers) - 1 - place)
-            for place in range(len(layers))
-        ]
-        groups = [
-            {"params": layer, "lr": rate} for layer, rate in zip(layers, rates, strict=True) if layer
-        ]
+        groups: list[dict[str, Any]] = [
+            {"params": layer, "lr": config.learning_rate * config.layer_decay**above}
+            for above, layer in enumerate(reversed(self.layers))
+        ][::-1]
         head_rate = config.learning_rate * config.head_rate_factor
         return [*groups, {"params": [*after, *own], "lr": head_rate}]
 
-    def prepare(self, model: CLIPModel, criterion: Criterion, epoch: int) -> None:
+    def prepare(self, criterion: Criterion, epoch: int) -> None:
         """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
         2018), and hard negatives, which come in after a stage's first epoch."""
         if isinstance(criterion, ContrastiveLoss):
             criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
         if self.number == HEAD:
             return
-        layers = backbone_layers(model, self.config)
         wanted = self.config.unfreeze_epochs
         share = min(1.0, (epoch - self.first + 1) / wanted) if wanted else 1.0
-        first_open = round(len(layers) * (1 - share))
-        for place, layer in enumerate(layers):
+        first_open = round(len(self.layers) * (1 - share))
+        for place, layer in enumerate(self.layers):
             for parameter in layer:
                 parameter.requires_grad_(place >= first_open)
-
-
-def backbone_layers(model: CLIPModel, config: Config) -> list[list[nn.Parameter]]:
-    """The backbone's layers that stage 2 trains; those below stay and take no gradient."""
-    layers = [parameters for _, parameters in encoder_layers(model.image_encoder)]
-    frozen = round(len(layers) * config.frozen_layers)
-    for layer in layers[:frozen]:
-        for parameter in layer:
-            parameter.requires_grad_(False)
-    return layers[frozen:]
 
 
 class Plan:
@@ -125,6 +114,11 @@ class Plan:
             for table in (train, val)
         ]
         self._stages: dict[int, Stage] = {}
+        layers = [parameters for _, parameters in encoder_layers(model.image_encoder)]
+        frozen = round(len(layers) * config.frozen_layers)
+        for parameter in (p for layer in layers[:frozen] for p in layer):
+            parameter.requires_grad_(False)  # no gradient need reach them
+        self.layers = layers[frozen:]
 
     def __len__(self) -> int:
         return len(self._numbers())
@@ -147,14 +141,14 @@ class Plan:
         config = self.config
         if number == HEAD:
             batches = [self._features(place) for place in (0, 1)]
-            return Stage(HEAD, 0, config.head_epochs, *batches, config)
+            return Stage(HEAD, 0, config.head_epochs, *batches, self.layers, config)
         loaders = [self._photos(place) for place in (0, 1)]
-        return Stage(WHOLE, config.head_epochs, planned_epochs(config), *loaders, config)
+        return Stage(WHOLE, config.head_epochs, planned_epochs(config), *loaders, self.layers, config)
 
     def _features(self, place: int) -> FeatureBatches:
         """Batches of the training (0) or validation (1) split from kept features."""
         table, training = (self.train, self.val)[place], place == 0
-        store = self._store(table, flips=training and self.config.augment)
+        store = self._store(table, mirrored=training and self.config.augment)
         return FeatureBatches(store, table, self.banks[place], self.config, shuffle=training)
 
     def _photos(self, place: int) -> Batches:
@@ -171,12 +165,11 @@ class Plan:
         )
         return make_loader(dataset, self.banks[place], config, shuffle=training)
 
-    def _store(self, table: CaptionTable, *, flips: bool) -> FeatureStore:
+    def _store(self, table: CaptionTable, *, mirrored: bool) -> FeatureStore:
         return FeatureStore.build(
             table,
-            self.model.image_encoder,
-            pool=self.model.pooling,
-            flips=flips,
+            self.model,
+            mirrored=mirrored,
             precision=self.config.precision,
             num_workers=self.config.num_workers,
         )
@@ -186,8 +179,7 @@ class Plan:
         None where the model does not standardise."""
         if not self.config.standardise_features:
             return None
-        flips = bool(self.config.head_epochs) and self.config.augment  # then they are needed anyway
-        return self._store(self.train, flips=flips).mean_and_deviation()
+        return self._store(self.train, mirrored=False).mean_and_deviation()
 
     def steps_before(self, epoch: int) -> int:
         """Steps of all epochs before ``epoch`` (from 0), for the logger's axis."""
