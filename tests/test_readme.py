@@ -101,6 +101,12 @@ def test_figures_of_the_towers_are_right() -> None:
         def encode(self, texts: list[str]) -> torch.Tensor:
             return torch.ones(len(texts), 384)
 
-    model = CLIPModel(Text(), image_encoder="efficientnet-lite0")
-    count = sum(p.numel() for p in model.parameters())
-    assert f"EfficientNet-Lite0, {count:,}" in README
+    forms = {
+        "efficientnet-lite0": "EfficientNet-Lite0, {:,} |",
+        "efficientnet-lite1": "EfficientNet-Lite1 (240 pixels), {:,};",
+        "efficientnet-lite2": "-Lite2 (260 pixels), {:,} |",
+    }
+    for name, form in forms.items():
+        model = CLIPModel(Text(), image_encoder=name)
+        count = sum(p.numel() for p in model.parameters())
+        assert form.format(count) in README

@@ -26,5 +26,7 @@ class MissingExtraError(CaptuneError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'batch_size'?``, or the list of names when none is near."""
     known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(known)}"
+    ratios = {word: difflib.SequenceMatcher(None, word, name).ratio() for word in known}
+    match = max(known, key=lambda word: ratios[word], default="")  # of equals the first
+    near = bool(match) and ratios[match] >= 0.5
+    return f"; did you mean {match!r}?" if near else f"; known: {', '.join(known)}"

