@@ -122,7 +122,9 @@ class Config(Mapping[str, Any]):
             value = _checked(spec, getattr(self, spec.name))
             object.__setattr__(self, spec.name, value)
         if self.freeze_backbone and self.head_epochs == 0:
-            raise CaptuneError("freeze_backbone stops after stage 1, and head_epochs=0 leaves it out")
+            raise CaptuneError(
+                "freeze_backbone stops after stage 1, and head_epochs=0 leaves it out"
+            )
         if self.use_attention_pooling and self.generalised_pooling:
             raise CaptuneError(
                 "use_attention_pooling and generalised_pooling are two ways to pool: choose one"

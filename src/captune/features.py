@@ -181,7 +181,9 @@ class _FeatureJob:
             module.train(was_training)
         if self.broken:
             number = len(self.broken)
-            say(f"{self.table.describe()}: {number} unreadable images left out: {some(self.broken)}")
+            say(
+                f"{self.table.describe()}: {number} unreadable images left out: {some(self.broken)}"
+            )
 
     @torch.no_grad()
     def _features(self, rows: Rows) -> Halves:
@@ -207,9 +209,7 @@ class _FeatureJob:
         return found
 
     def _decode(self, first: int) -> Iterator[list[Sample | UnreadableImageError]]:
-        dataset = COCOClipDataset(
-            table=self.table, image_size=self.backbone.preprocess.image_size
-        )
+        dataset = COCOClipDataset(table=self.table, image_size=self.backbone.preprocess.image_size)
         keys = [DrawKey(row, 0, 0) for row in range(first, len(self.table))]
         batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
         workers = self.workers if len(batches) > 2 else 0  # a few are not worth a process

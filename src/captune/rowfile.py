@@ -40,7 +40,9 @@ class RowFile:
 
     @property
     def _partial(self) -> Path:
-        return self.folder / ("partial.npy" if self.name == "embeddings" else f"partial-{self.name}.npy")
+        return self.folder / (
+            "partial.npy" if self.name == "embeddings" else f"partial-{self.name}.npy"
+        )
 
     @property
     def _mark(self) -> Path:

@@ -126,7 +126,6 @@ class _Fit:
             criterion.to(self.accelerator.device)
         self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
-        self.watchdog = Watchdog()
         self.stop = _StopRequest()
         self.stage: Stage
         self.parts: TrainingParts
@@ -139,6 +138,7 @@ class _Fit:
     def _enter(self, stage: Stage) -> None:
         """Make optimiser and schedule of a stage; both start afresh in each."""
         self.stage = stage
+        self.watchdog = Watchdog()  # losses of two stages cannot be compared
         groups = stage.groups(self.model, self.criterion)
         optimizer = torch.optim.AdamW(
             groups, lr=stage.learning_rate, weight_decay=self.run.config.weight_decay
@@ -191,6 +191,8 @@ class _Fit:
             self._begin()
         history = self.run.history()[: progress.epoch]
         self.run.write_history(history)
+        for row in history[self.stage.first :]:
+            self.watchdog.look(self._signs(row))  # what it said of them has been said
         with self.stop:
             while not finished(self.run.config, history):
                 if progress.epoch == self.stage.last:
@@ -223,7 +225,9 @@ class _Fit:
     def _next_stage(self, history: list[dict[str, Any]]) -> None:
         """Go on from the best weights so far, not from the last."""
         best = max(history, key=lambda r: float(r["rsum"]))
-        say(f"stage {self.stage.number} ends: best rsum {best['rsum']:.1f} in epoch {best['epoch']}")
+        say(
+            f"stage {self.stage.number} ends: best rsum {best['rsum']:.1f} in epoch {best['epoch']}"
+        )
         for model in {id(m): m for m in (self.model, self.kept)}.values():
             model.load_weights(self.run.weights_path)
         self._enter(self.plan.stage_of(self.stage.last))
@@ -291,6 +295,22 @@ class _Fit:
         """Write the weights that are kept, with the temperature that belongs to them."""
         remember_temperature(self.kept, self.criterion)
         self.kept.save_pretrained(self.run.folder)
+
+    def _signs(self, row: dict[str, Any]) -> EpochSigns:
+        """What the watchdog looks at."""
+        learnt = self.run.config.learn_temperature and not self.run.config.criterion
+        return EpochSigns(
+            epoch=row["epoch"],
+            train_loss=row["train_loss"],
+            chance_loss=self.stage.chance_loss,
+            val_loss=row["val_loss"],
+            rsum=row["rsum"],
+            temperature=row["temperature"] if learnt else None,
+            spread=row["spread"],
+            effective_rank=row["effective_rank"],
+            dimension=self.model.dimension,
+            images=row["images"],
+        )
 
     def _keep(self, history: list[dict[str, Any]]) -> None:
         """Write the history, and the weights where this epoch is the best so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from captune.bank import CaptionBank
 from captune.config import Config
-from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.layers import encoder_layers
@@ -58,6 +58,18 @@ class Stage:
         config = self.config
         return config.head_learning_rate if self.number == HEAD else config.learning_rate
 
+    @property
+    def chance_loss(self) -> float:
+        """The loss of embeddings that carry no information; infinite where that is not known."""
+        config = self.config
+        if config.criterion or config.loss != "infonce":
+            return math.inf
+        images = config.head_batch_size if self.number == HEAD else config.batch_size
+        table = self.train_loader.table
+        each = config.captions_per_image or table.captions.num_rows / len(table)
+        captions = min(table.captions.num_rows, images * each + config.bank_negatives)
+        return (math.log(captions) + math.log(images + config.image_queue)) / 2
+
     def groups(self, model: CLIPModel, criterion: Criterion) -> list[dict[str, Any]]:
         """AdamW's parameter groups, from the input to the output, the loss's own last.
 
@@ -65,18 +77,20 @@ class Stage:
         of ``L`` learns at ``learning_rate * layer_decay ** (L - 1 - l)``.
         """
         config = self.config
-        after = [*_parameters(model.pooling), *_parameters(model.head)]
-        after += [*_parameters(model.text_adapter)]
+        head = [*_parameters(model.head), *_parameters(model.text_adapter)]
         own = list(criterion.parameters()) if isinstance(criterion, nn.Module) else []
         if self.number == HEAD:  # what pools comes before the features that are kept
-            head = [*_parameters(model.head), *_parameters(model.text_adapter)]
-            return [{"params": head}, {"params": own}] if own else [{"params": head}]
+            return [{"params": head}, {"params": own, "weight_decay": 0.0}]
         groups: list[dict[str, Any]] = [
             {"params": layer, "lr": config.learning_rate * config.layer_decay**above}
             for above, layer in enumerate(reversed(self.layers))
         ][::-1]
-        head_rate = config.learning_rate * config.head_rate_factor
-        return [*groups, {"params": [*after, *own], "lr": head_rate}]
+        rate = config.learning_rate * config.head_rate_factor
+        # A temperature, a bias, an exponent: decay would draw them to where they mean nothing.
+        scalars = [p for p in _parameters(model.pooling) if p.dim() == 0] + own
+        head += [p for p in _parameters(model.pooling) if p.dim() > 0]
+        groups.append({"params": head, "lr": rate})
+        return [*groups, {"params": scalars, "lr": rate, "weight_decay": 0.0}]
 
     def prepare(self, criterion: Criterion, epoch: int) -> None:
         """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
@@ -143,7 +157,9 @@ class Plan:
             batches = [self._features(place) for place in (0, 1)]
             return Stage(HEAD, 0, config.head_epochs, *batches, self.layers, config)
         loaders = [self._photos(place) for place in (0, 1)]
-        return Stage(WHOLE, config.head_epochs, planned_epochs(config), *loaders, self.layers, config)
+        return Stage(
+            WHOLE, config.head_epochs, planned_epochs(config), *loaders, self.layers, config
+        )
 
     def _features(self, place: int) -> FeatureBatches:
         """Batches of the training (0) or validation (1) split from kept features."""
@@ -154,13 +170,10 @@ class Plan:
     def _photos(self, place: int) -> Batches:
         """Batches of the training (0) or validation (1) split from the photos."""
         config, training = self.config, place == 0
-        augmentation = Augmentation(
-            crop_scale=config.crop_scale, rand_augment=config.rand_augment
-        )
         dataset = COCOClipDataset(
             table=(self.train, self.val)[place],
             image_size=self.model.preprocess.image_size,
-            augment=augmentation if config.augment and training else False,
+            augment=config.augment and training,
             seed=config.seed,
         )
         return make_loader(dataset, self.banks[place], config, shuffle=training)

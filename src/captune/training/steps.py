@@ -164,9 +164,7 @@ def train_epoch(
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
-                loss, accuracy = train_step(
-                    model, batch, criterion, optimizer, accelerator, config
-                )
+                loss, accuracy = train_step(model, batch, criterion, optimizer, accelerator, config)
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
                 meter.add(loss, accuracy, len(batch.images))
