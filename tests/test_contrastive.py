@@ -152,7 +152,7 @@ def test_value_and_gradients_equal_the_slow_loop(
         )
     )
     assert isinstance(slow, Tensor)
-    assert float(fast) == pytest.approx(float(slow / 2), rel=1e-5)
+    assert fast.item() == pytest.approx((slow / 2).item(), rel=1e-5)
     for found, want in zip(
         torch.autograd.grad(fast, (image, text)),
         torch.autograd.grad(slow / 2, (image, text)),
@@ -281,15 +281,55 @@ def test_an_ignored_pair_has_no_gradient_in_either_direction() -> None:
     assert cosine_gradients[0] == 0 and cosine_gradients[1] > 0
 
 
+def likeness_of_first(text: Tensor, pairs: Pairs) -> list[Tensor]:
+    """Cosine of each image's mean own caption with caption 0."""
+    means = [
+        text[: pairs.own][pairs.caption_images[: pairs.own] == number].double().mean(0)
+        for number in pairs.images
+    ]
+    return [mean @ text[0].double() / mean.norm() for mean in means]
+
+
 def test_queries_without_a_positive_are_left_out() -> None:
     image, text, pairs = batch(3)
     positive = pairs.positive.clone()
     positive[2] = False  # image 8, and with it the queries 4 and 5
     image.requires_grad_()
-    found = ContrastiveLoss()(image, text, pairs._replace(positive=positive, ignored=~positive))
+    loss = ContrastiveLoss(soft_targets=0.3, hard_negatives=1.0)
+    nothing_left = pairs._replace(positive=positive, ignored=~positive)
+    found = loss(image, text, nothing_left)
+    assert torch.isfinite(found)
     assert torch.isfinite(torch.autograd.grad(found, image)[0]).all()
-    assert float(found) >= 0
+    # Not by its soft target either.
+    keep_ignored = pairs._replace(positive=positive)
+    keep_ignored.positive[:, pairs.own :] = False
+    keep_ignored.positive[1:] = False
+    only = loss(image, text, keep_ignored)
+    want = sum(
+        slow_query(cosine, row, left_out, 0.07, 1.0, 0.3, like)
+        for cosine, row, left_out, like in (
+            (
+                [image[0].double() @ row.double() for row in text],
+                keep_ignored.positive[0].tolist(),
+                pairs.ignored[0].tolist(),
+                [text[0].double() @ row.double() for row in text],
+            ),
+            (
+                [row.double() @ text[0].double() for row in image],
+                keep_ignored.positive[:, 0].tolist(),
+                pairs.ignored[:, 0].tolist(),
+                likeness_of_first(text, pairs),
+            ),
+        )
+    )
+    assert keep_ignored.positive.sum() == 1
+    assert float(only) == pytest.approx(float(want) / 2, rel=1e-5)
 
+
+def test_queries_without_a_positive_do_not_count() -> None:
+    image, text, pairs = batch(3)
+    positive = pairs.positive.clone()
+    positive[2] = False  # image 8, and with it the queries 4 and 5
     keep = torch.tensor([0, 1, 3])
     to_text, _ = slow_contrastive(
         image[keep],
@@ -417,6 +457,7 @@ def test_the_queue_is_a_ring() -> None:
         kept = dict(written[-5:])
         held = {int(n): row for n, row in zip(queue.images, queue.embeddings, strict=True)}
         held.pop(-1, None)
+        assert 0 <= int(queue.position) < 5
         assert held.keys() == kept.keys()
         assert all(torch.equal(held[number], kept[number]) for number in kept)
 

@@ -241,7 +241,7 @@ class ContrastiveLoss(_Tempered):
             negative = ~(positive | ignored)
             weights = _log_weights(self.hard_negatives * cosine.detach(), negative)
             logits = logits + weights
-        # The lowest number, not -inf: a row of which nothing is left must not become NaN.
+        # The lowest number, not -inf, here and below: where nothing is left, that would be NaN.
         logits = logits.masked_fill(ignored, torch.finfo(logits.dtype).min)
         log_share = logits.log_softmax(1).masked_fill(ignored, 0.0)
 
