@@ -29,7 +29,6 @@ from captune.rowfile import Halves, RowFile, Rows
 VERSION = 1
 BATCH = 64
 VIEWS = ("plain", "mirrored")
-SMALLEST_DEVIATION = 1e-3  # a feature that never varies must not be blown up
 
 
 class Backbone(Protocol):
@@ -88,7 +87,7 @@ class FeatureStore:
         return torch.from_numpy(found)
 
     def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
-        """``(F,)`` each, fp32, over the readable images as they are; the deviation at least 0.001."""
+        """``(F,)`` each, fp32, over the readable images."""
         total, squares, count = np.zeros(self.plain.shape[1]), np.zeros(self.plain.shape[1]), 0
         for start in range(0, len(self), 4096):
             block = self.plain[start : start + 4096].astype(np.float64)
@@ -97,8 +96,7 @@ class FeatureStore:
             count += len(block)
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        both = (mean, np.maximum(deviation, SMALLEST_DEVIATION))
-        return tuple(torch.from_numpy(part.astype(np.float32)) for part in both)  # type: ignore[return-value]
+        return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
     @classmethod
     def build(

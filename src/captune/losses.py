@@ -104,7 +104,7 @@ class _Tempered(nn.Module):
     @property
     def temperature(self) -> float:
         """T as it stands; where it is learnt, the device is waited for."""
-        return self._fixed if self.log_scale is None else 1 / float(self.logit_scale)
+        return self._fixed if self.log_scale is None else 1 / float(self.logit_scale.detach())
 
     def logits(self, cosine: Tensor) -> Tensor:
         """``cosine / T``."""

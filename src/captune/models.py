@@ -150,7 +150,7 @@ class CLIPModel(nn.Module):
     def project_text(self, text: Tensor) -> Tensor:
         """The text tower's embeddings ``(N, D)`` as images are compared with them: the text
         adapter's output where there is one, else the very same tensor."""
-        return text if self.text_adapter is None else self.text_adapter(text)  # type: ignore[no-any-return]
+        return text if self.text_adapter is None else self.text_adapter(text)
 
     def set_feature_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """What the head takes off and divides by, ``(C,)`` each: of the training images' features.

@@ -1,4 +1,4 @@
-"""An array on disk whose rows are computed in batches: resumable, and only a whole one is opened."""
+"""An array on disk whose rows are computed in batches: resumable, and opened only when whole."""
 
 from __future__ import annotations
 

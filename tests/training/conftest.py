@@ -20,6 +20,7 @@ def tables(coco: Path) -> tuple[CaptionTable, CaptionTable]:
 @pytest.fixture
 def config(tiny_resnet: Path, tiny_sentence: Path) -> Config:
     return DEFAULT_CONFIG.replace(
+        recipe="plain",
         image_encoder=str(tiny_resnet),
         text_encoder=str(tiny_sentence),
         batch_size=8,

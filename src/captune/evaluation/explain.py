@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.data.pixels import ImageLike, image_batches
+from captune.encoders.head import AttentionPooling
 from captune.errors import CaptuneError, nearest
 from captune.models import CLIPModel
 

@@ -44,7 +44,7 @@ def evaluate_retrieval(
 
 @torch.no_grad()
 def caption_embeddings(model: CLIPModel, bank: CaptionBank, captions: Rows) -> Tensor:
-    """Caption rows ``(M,)`` to ``(M, D)`` fp32 on the CPU, as the model compares images with them."""
+    """Caption rows ``(M,)`` to ``(M, D)`` fp32 on the CPU, as images are compared with them."""
     return model.project_text(bank.lookup(captions).to(model.device)).cpu()
 
 

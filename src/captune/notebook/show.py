@@ -11,6 +11,7 @@ from torch import nn
 
 from captune.config import Config
 from captune.data.sources import open_source
+from captune.encoders.head import AttentionPooling
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.notebook.display import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -29,7 +30,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: CLIPModel, step: int) -> None:
         """Take in ``model`` after its step number ``step`` (from 0)."""
-        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
-        average(list(self.model.parameters()), list(model.parameters()), step)  # type: ignore[arg-type]
+        average: Any = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+        average(list(self.model.parameters()), list(model.parameters()), step)
         for kept, found in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(found)  # statistics of BatchNorm are averages already

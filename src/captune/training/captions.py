@@ -50,12 +50,12 @@ class CaptionDraw:
         if self.captions_per_image == 1:
             return np.empty(0, dtype=np.int64)
         rows = self.table.captions_of(int(image))
-        others = rows[rows != drawn]
+        others: Rows = rows[rows != drawn]
         wanted = self.captions_per_image - 1
         if wanted < 0 or wanted >= len(others):
             return others
         rng = np.random.default_rng([self.seed, epoch, int(self.table.image_ids[image]), 1])
-        return rng.choice(others, wanted, replace=False)
+        return np.asarray(rng.choice(others, wanted, replace=False), dtype=np.int64)
 
     def _bank(self, own: Rows, epoch: int, step: int) -> Rows:
         """Random captions of the table that are not among ``own``."""
@@ -67,4 +67,4 @@ class CaptionDraw:
         else:
             rng = np.random.default_rng([self.seed, epoch, step, 2])
             rows = rng.choice(total, self.bank_negatives, replace=False, shuffle=False)
-        return rows[~np.isin(rows, own)]
+        return np.asarray(rows[~np.isin(rows, own)], dtype=np.int64)

@@ -55,7 +55,7 @@ class FeatureBatches:
     def unreadable(self) -> dict[str, str]:
         """As a :class:`BatchLoader` counts them; the store has named them already."""
         broken = np.flatnonzero(~self.store.readable)
-        return {str(self.table.path(row)): "unreadable" for row in broken}
+        return {str(self.table.path(int(row))): "unreadable" for row in broken}
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from position ``start`` on."""

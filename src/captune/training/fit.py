@@ -205,7 +205,6 @@ class _Fit:
                     on_epoch(self.run)
                 if self.stop.requested and not finished(self.run.config, history):
                     raise TrainingStopped(self.run)
-            self._finish(history)
         self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use
         if self.run.config.log_with != "none":
             self.accelerator.end_training()
@@ -319,13 +318,8 @@ class _Fit:
         if best is row:
             self._save()
         self.run.write_history(history)
-        image_to_text, text_to_image = row["image_to_text"], row["text_to_image"]
-        say(
-            f"epoch {row['epoch']}/{planned_epochs(self.run.config)} · loss {row['train_loss']:.3f} · "
-            f"val loss {row['val_loss']:.3f} · image→text R@1 {image_to_text['R@1']:.1f} R@5 "
-            f"{image_to_text['R@5']:.1f} · text→image R@1 {text_to_image['R@1']:.1f} R@5 "
-            f"{text_to_image['R@5']:.1f} · rsum {row['rsum']:.1f}{' (best)' if best is row else ''}"
-        )
+        if self.stage.is_told(row["epoch"]):
+            say(_told(row, planned_epochs(self.run.config), best is row))
         for warning in self.watchdog.look(self._signs(row)):
             say(warning)
         if self.run.config.log_with != "none":
@@ -333,6 +327,17 @@ class _Fit:
             for direction in ("image_to_text", "text_to_image"):
                 values |= {f"val/{direction}/{k}": v for k, v in row[direction].items()}
             self.accelerator.log(values, step=row["step"])
+
+
+def _told(row: dict[str, Any], planned: int, best: bool) -> str:
+    """An epoch in one line."""
+    image_to_text, text_to_image = row["image_to_text"], row["text_to_image"]
+    return (
+        f"epoch {row['epoch']}/{planned} · loss {row['train_loss']:.3f} · "
+        f"val loss {row['val_loss']:.3f} · image→text R@1 {image_to_text['R@1']:.1f} R@5 "
+        f"{image_to_text['R@5']:.1f} · text→image R@1 {text_to_image['R@1']:.1f} R@5 "
+        f"{text_to_image['R@5']:.1f} · rsum {row['rsum']:.1f}{' (best)' if best else ''}"
+    )
 
 
 def _tracking(run: Run) -> dict[str, Any]:

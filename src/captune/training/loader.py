@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     def embed(self, model: CLIPModel) -> Tensor:
         """The images' embeddings ``(B, D)``, unit length."""
         inputs = self.inputs.to(model.device, non_blocking=True)
-        return model.project_image(inputs) if inputs.dim() == 2 else model(inputs)  # type: ignore[no-any-return]
+        return model.project_image(inputs) if inputs.dim() == 2 else model(inputs)
 
 
 class Batches(Protocol):
@@ -224,8 +224,8 @@ def with_bank(loader: Any, model: CLIPModel) -> Batches:
     Raises:
         CaptuneError: the loader is not over a :class:`COCOClipDataset`.
     """
-    if isinstance(loader, BatchLoader):
-        return loader
+    if hasattr(loader, "batches"):
+        return loader  # type: ignore[no-any-return]
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, COCOClipDataset):
         raise CaptuneError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,10 @@ class Stage:
     def steps(self) -> int:
         """Of all its epochs."""
         return int(self.train_loader.steps) * (self.last - self.first)
+
+    def is_told(self, epoch: int) -> bool:
+        """Whether ``epoch`` (from 1) gets a line: those of stage 1 pass in seconds."""
+        return self.number == WHOLE or epoch % 5 == 0 or epoch == self.last
 
     @property
     def learning_rate(self) -> float:
@@ -153,12 +158,15 @@ class Plan:
 
     def _make(self, number: int) -> Stage:
         config = self.config
-        if number == HEAD:
-            batches = [self._features(place) for place in (0, 1)]
-            return Stage(HEAD, 0, config.head_epochs, *batches, self.layers, config)
-        loaders = [self._photos(place) for place in (0, 1)]
+        make: Callable[[int], Batches] = self._features if number == HEAD else self._photos
         return Stage(
-            WHOLE, config.head_epochs, planned_epochs(config), *loaders, self.layers, config
+            number,
+            first=0 if number == HEAD else config.head_epochs,
+            last=config.head_epochs if number == HEAD else planned_epochs(config),
+            train_loader=make(0),
+            val_loader=make(1),
+            layers=self.layers,
+            config=config,
         )
 
     def _features(self, place: int) -> FeatureBatches:
@@ -190,7 +198,7 @@ class Plan:
     def feature_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Mean and deviation ``(C,)`` of the untrained backbone's features of the training images;
         None where the model does not standardise."""
-        if not self.config.standardise_features:
+        if not self.model.architecture.standardise_features:
             return None
         return self._store(self.train, mirrored=False).mean_and_deviation()
 

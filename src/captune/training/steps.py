@@ -20,7 +20,8 @@ from captune.config import DEFAULT_CONFIG, Config
 from captune.device import autocast, best_device, choose_precision
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
-from captune.losses import Criterion, Pairs, match_pairs
+from captune.losses import Criterion
+from captune.matching import Pairs, match_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.training.loader import Batch, Batches, with_bank
