@@ -41,6 +41,7 @@ class Config(Mapping[str, Any]):
     generalised_pooling: bool = _key(False, "generalised-mean pooling with a learnt exponent")
     hidden_dim: int = _key(1024, "width of the projection head's hidden layer", low=1)
     dropout: float = _key(0.5, "share of the head's hidden units left out", low=0.0, below=1.0)
+    feature_dropout: float = _key(0.3, "share of the features left out", low=0.0, below=1.0)
     standardise_features: bool = _key(True, "pooled features to mean 0 and deviation 1")
     text_adapter: bool = _key(False, "a linear layer after the text tower, first the identity")
     image_size: int = _key(0, "side of the input in pixels; 0 = the image tower's own", low=0)

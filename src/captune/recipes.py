@@ -34,7 +34,12 @@ TOWERS: dict[str, Towers] = {
         "openai/clip-vit-base-patch32",
         "CLIP ViT-B/32's own image tower: epoch 0 is zero-shot CLIP",
         # Its projection is trained already, takes features as they are, and knows no dropout.
-        values={"head_epochs": 0, "standardise_features": False, "dropout": 0.0},
+        values={
+            "head_epochs": 0,
+            "standardise_features": False,
+            "dropout": 0.0,
+            "feature_dropout": 0.0,
+        },
     ),
     "minilm-lite0": Towers(
         "efficientnet-lite0",
@@ -86,6 +91,7 @@ RECIPES: dict[str, Recipe] = {
             "learn_temperature": False,
             "standardise_features": False,
             "dropout": 0.0,
+            "feature_dropout": 0.0,
             "augment": False,
             "head_rate_factor": 1.0,
             "layer_decay": 1.0,

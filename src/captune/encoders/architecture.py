@@ -30,6 +30,7 @@ class Architecture:
     generalised_pooling: bool = False
     hidden_dim: int = 1024
     dropout: float = 0.0
+    feature_dropout: float = 0.0
     standardise_features: bool = False
     text_adapter: bool = False
 
@@ -62,6 +63,7 @@ class Architecture:
             hidden_dim=self.hidden_dim,
             use_batch_norm=self.use_batch_norm,
             dropout=self.dropout,
+            feature_dropout=self.feature_dropout,
             standardise=self.standardise_features,
         )
 

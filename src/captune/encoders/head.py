@@ -14,7 +14,7 @@ LEAST_RELATIVE_STD = 0.01
 
 
 class ProjectionHead(nn.Module):
-    """``[standardise] -> Linear -> [BatchNorm] -> GELU -> [Dropout] -> Linear``.
+    """``[standardise] -> [Dropout] -> Linear -> [BatchNorm] -> GELU -> [Dropout] -> Linear``.
 
     ``(N, in_dim)`` to ``(N, out_dim)``.
 
@@ -24,6 +24,7 @@ class ProjectionHead(nn.Module):
         hidden_dim: width between.
         use_batch_norm: experimental: normalise the hidden layer over the batch.
         dropout: share of the hidden layer that is dropped while training.
+        feature_dropout: share of the features that is dropped while training.
         standardise: subtract ``feature_mean (C,)`` and divide by ``feature_std (C,)``. Both are
             saved with the weights; they change nothing before :meth:`set_statistics`.
     """
@@ -39,6 +40,7 @@ class ProjectionHead(nn.Module):
         hidden_dim: int = 1024,
         use_batch_norm: bool = False,
         dropout: float = 0.0,
+        feature_dropout: float = 0.0,
         standardise: bool = False,
     ) -> None:
         super().__init__()
@@ -46,6 +48,7 @@ class ProjectionHead(nn.Module):
         if standardise:
             self.register_buffer("feature_mean", torch.zeros(in_dim))
             self.register_buffer("feature_std", torch.ones(in_dim))
+        self.feature_dropout = nn.Dropout(feature_dropout) if feature_dropout else nn.Identity()
         self.hidden = nn.Linear(in_dim, hidden_dim)
         self.norm = nn.BatchNorm1d(hidden_dim) if use_batch_norm else nn.Identity()
         self.activation = nn.GELU()
@@ -55,7 +58,7 @@ class ProjectionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.standardise:
             features = (features - self.feature_mean) / self.feature_std
-        hidden = self.activation(self.norm(self.hidden(features)))
+        hidden = self.activation(self.norm(self.hidden(self.feature_dropout(features))))
         return self.output(self.dropout(hidden))  # type: ignore[no-any-return]
 
     @torch.no_grad()

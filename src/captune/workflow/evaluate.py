@@ -26,7 +26,7 @@ from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
-from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
+from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
 from captune.models import CLIPModel
@@ -242,7 +242,7 @@ def _caption_embeddings(
     """``(m, D)`` of some caption rows; the bank of all is on disk from training and measuring."""
     config = opened.run.config if opened.run else DEFAULT_CONFIG
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
-    return bank.lookup(captions)
+    return caption_embeddings(opened.model, bank, captions)
 
 
 def search(
