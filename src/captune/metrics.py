@@ -101,9 +101,13 @@ def retrieval_metrics(image: Tensor, text: Tensor, image_of_caption: Tensor) -> 
         ``image_to_text`` and ``text_to_image`` (R@K in percent over the gallery of M captions and
         N images, ``median_rank``) and ``rsum``, the sum of the six recalls.
     """
-    image_rank, caption_rank = retrieval_ranks(
-        similarity_rows(image, text), image_of_caption, len(image)
+    return metrics_of_ranks(
+        *retrieval_ranks(similarity_rows(image, text), image_of_caption, len(image))
     )
+
+
+def metrics_of_ranks(image_rank: Tensor, caption_rank: Tensor) -> dict[str, Any]:
+    """What :func:`retrieval_metrics` returns, from the ranks ``(N,)`` and ``(M,)``."""
     both = {
         "image_to_text": summarise_ranks(image_rank),
         "text_to_image": summarise_ranks(caption_rank),

@@ -158,6 +158,30 @@ def test_evaluate_prints_a_small_table_of_the_same_numbers(
     assert float(rows[4].split()[1]) == pytest.approx(result["rsum"], abs=0.051)
 
 
+def test_hubness_adds_a_block_and_a_key_and_changes_no_plain_figure(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    plain = capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert main(["evaluate", str(run), "--hubness"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(plain + "\n")
+    block = printed[len(plain) + 1 :].splitlines()
+    assert block[0] == (
+        "corrected for hubs with 120 train captions (inverted softmax, temperature 0.05)"
+    )
+    assert main(["evaluate", str(run), "--hubness", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    corrected = result.pop("hubness_corrected")
+    assert result == metrics
+    assert corrected["image_to_text"] == metrics["image_to_text"]
+    assert block[2].startswith("text to image") and len(block) == 5
+    assert float(block[3].split()[1]) == pytest.approx(corrected["rsum"], abs=0.051)
+    skewness = corrected["skewness_before"]["text_to_image"]
+    assert block[4].endswith(f", {skewness:.2f} before: 0 where there are no hubs")
+
+
 def test_search_prints_score_path_and_caption(
     run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,15 @@ def desk(coco: Path, run: Path, tiny_clip: Path, tiny: list[str], tmp_path: Path
 Case = Callable[[Desk], tuple[list[str], list[str]]]
 
 
+def hubness_without_a_run(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["evaluate", str(desk.clip), str(desk.coco), "--hubness"], ["--hubness", "no run"]
+
+
+def hubness_of_the_training_images(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--split", "train", "--hubness"]
+    return words, ["--hubness", "all images of squares train", "another split"]
+
+
 # -- data in the COCO layout ------------------------------------------------------------------
 def missing_folder(desk: Desk) -> tuple[list[str], list[str]]:
     return desk.train(desk.folder / "nowhere"), ["no data at", "nowhere"]
@@ -430,6 +439,8 @@ CASES: list[Case] = [
     no_scenes_to_draw,
     scenes_drawn_over_other_data,
     scenes_drawn_into_a_file,
+    hubness_without_a_run,
+    hubness_of_the_training_images,
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from captune.config import Config, parse_value
@@ -101,6 +102,7 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         split=arguments.split,
         options=_table_options(arguments),
         own=_own_towers(arguments),
+        hubness=arguments.hubness,
     )
     _print_metrics(result, arguments.json)
     return 0
@@ -173,8 +175,26 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
         f"{metrics['data']} {metrics['split']}: {metrics['images']:,} images, "
         f"{metrics['captions']:,} captions (percent)"
     )
+    _print_recalls(metrics, ("image_to_text", "text_to_image"))
+    if "hubness_corrected" in metrics:
+        _print_hubness(metrics["hubness_corrected"])
+
+
+def _print_hubness(corrected: dict[str, Any]) -> None:
+    """Below an empty line and under a title of its own: never to be taken for the plain figures."""
+    print(
+        f"\ncorrected for hubs with {corrected['queries']:,} {corrected['querybank']} "
+        f"({corrected['method']}, temperature {corrected['temperature']:g})"
+    )
+    _print_recalls(corrected, corrected["corrected"])
+    for direction in corrected["corrected"]:
+        before, after = (corrected[f"skewness_{when}"][direction] for when in ("before", "after"))
+        print(f"{'skewness':16}{after:7.2f}, {before:.2f} before: 0 where there are no hubs")
+
+
+def _print_recalls(metrics: dict[str, Any], directions: Sequence[str]) -> None:
     print(f"{'':16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'median rank':>13}")
-    for direction in ("image_to_text", "text_to_image"):
+    for direction in directions:
         row = metrics[direction]
         recalls = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10"))
         print(f"{direction.replace('_', ' '):16}{recalls}{row['median_rank']:13g}")

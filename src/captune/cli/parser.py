@@ -113,6 +113,9 @@ def _add_evaluate(subparsers: Any) -> None:
     parser = _command(subparsers, "evaluate", commands.evaluate, "Recall@K of a run, both ways")
     parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
     parser.add_argument("data", metavar="DATA", nargs="?", help="default: the run's own data")
+    parser.add_argument(
+        "--hubness", action="store_true", help="also text→image recall corrected for hubs"
+    )
     _add_split(parser)
     _add_own_towers(parser)
     _add_table_options(parser)

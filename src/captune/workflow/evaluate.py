@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
@@ -20,11 +25,16 @@ from captune.encoders.image import load_image_encoder
 from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
+from captune.evaluation.hubness import hubness_corrected
 from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
 from captune.models import CLIPModel
 from captune.training.run import SELECTED, TRAINED, Run
+
+# Of more training captions than this, as many at even distances: hubs show in far fewer, and the
+# querybank of all of COCO would not fit small machines.
+MAX_QUERIES = 50_000
 
 
 @dataclass(frozen=True)
@@ -148,16 +158,91 @@ def evaluate(
     split: str | None = None,
     options: TableOptions | None = None,
     own: OwnTowers | None = None,
+    hubness: bool = False,
 ) -> dict[str, Any]:
-    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``."""
+    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
+
+    With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`.
+
+    Raises:
+        CaptuneError: also where hubness is to be corrected without training captions.
+    """
     opened = open_model(name, own)
     table = open_table(opened, data, split, options or TableOptions())
-    result, _ = measure(opened, table)
+    queries = Querybank.of(opened, table) if hubness else None
+    result, embeddings = measure(opened, table)
     for note in result["notes"]:
         say(f"note: {note}")
+    if queries is not None:
+        result["hubness_corrected"] = correct_hubness(opened, table, embeddings, queries)
     if opened.run is not None:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
+
+
+@dataclass(frozen=True)
+class Querybank:
+    """Training captions to find hubs with: ``rows`` of ``table``; ``left_out`` were evaluated."""
+
+    table: CaptionTable
+    rows: npt.NDArray[np.int64]
+    left_out: int
+
+    @classmethod
+    def of(cls, opened: Opened, evaluated: CaptionTable) -> Querybank:
+        """The captions that a run was trained on, but for those of images in ``evaluated``.
+
+        Raises:
+            CaptuneError: no run, or no caption remains.
+        """
+        if opened.run is None:
+            raise CaptuneError(
+                f"--hubness corrects with the captions that a run was trained on, and "
+                f"{opened.name} is no run"
+            )
+        if not opened.run.provenance.data:
+            raise CaptuneError(
+                f"--hubness needs the training captions, and {opened.name} does not say where its "
+                "data lies"
+            )
+        train = opened.run.source().table(opened.run.provenance.train_split)
+        taken = set(evaluated.file_keys())
+        apart = [row for row, key in enumerate(train.file_keys()) if key not in taken]
+        rows, _ = train.captions_among(apart)
+        left_out = train.captions.num_rows - len(rows)
+        if not len(rows):
+            raise CaptuneError(
+                f"--hubness needs training captions of other images than the evaluated ones, and "
+                f"all images of {train.describe()} are evaluated: name another split"
+            )
+        if left_out:
+            say(f"hubness: {left_out:,} training captions left out, their images are evaluated")
+        if len(rows) > MAX_QUERIES:
+            rows = rows[np.linspace(0, len(rows) - 1, MAX_QUERIES).astype(np.int64)]
+        return cls(train, rows, left_out)
+
+
+def correct_hubness(
+    opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings, queries: Querybank
+) -> dict[str, Any]:
+    """What :func:`captune.evaluation.hubness.hubness_corrected` says, and ``queries_left_out``."""
+    captions, owner = table.captions_among(embeddings.rows)
+    corrected = hubness_corrected(
+        embeddings.vectors,
+        _caption_embeddings(opened, table, captions),
+        torch.from_numpy(owner),
+        _caption_embeddings(opened, queries.table, queries.rows),
+    )
+    return {**corrected, "queries_left_out": queries.left_out}
+
+
+def _caption_embeddings(
+    opened: Opened, table: CaptionTable, captions: npt.NDArray[np.int64]
+) -> Tensor:
+    """``(m, D)`` of some caption rows; the bank of all is on disk from training and measuring."""
+    config = opened.run.config if opened.run else DEFAULT_CONFIG
+    bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
+    return bank.lookup(captions)
 
 
 def search(
