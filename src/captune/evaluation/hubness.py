@@ -9,8 +9,8 @@ Only text→image is corrected. For image→text the bank would have to be image
 their place do harm, for captions are nearer to captions than to any image, so that whatever reads
 like a training caption is punished. Measured on 400 photos of Flickr8k's dev, a head trained on
 frozen EfficientNet-Lite0 features of 800 others, mean of 3 seeds: text→image R@1 7.9 to 8.9, R@10
-37.2 to 37.7, skewness 1.1 to 0.15; image→text with training captions R@10 34.7 to 27.2, skewness 1.5
-to 9.0; with training images R@10 33.3, no gain either.
+37.2 to 37.7, skewness 1.1 to 0.15; image→text with training captions R@10 34.7 to 27.2,
+skewness 1.5 to 9.0; with training images R@10 33.3, no gain either.
 """
 
 from __future__ import annotations
