@@ -31,6 +31,7 @@ from captune.training.schedule import (
     warmup_cosine,
     warmup_within,
 )
+from captune.training.soup import Soup
 from captune.training.stages import Plan, Stage
 from captune.training.steps import (
     STEPS_BETWEEN_READINGS,
@@ -126,6 +127,7 @@ class _Fit:
             criterion.to(self.accelerator.device)
         self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
+        self.soup = Soup(run.state_path.parent, size=config.soup)
         self.stop = _StopRequest()
         self.stage: Stage
         self.parts: TrainingParts
@@ -205,6 +207,7 @@ class _Fit:
                     on_epoch(self.run)
                 if self.stop.requested and not finished(self.run.config, history):
                     raise TrainingStopped(self.run)
+            self._taste_soup(history)
         self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use
         if self.run.config.log_with != "none":
             self.accelerator.end_training()
@@ -290,6 +293,23 @@ class _Fit:
                 self._save()
             raise TrainingStopped(self.run)
 
+    def _taste_soup(self, history: list[dict[str, Any]]) -> None:
+        """Keep the mean of the best epochs where validation finds it better than the best one."""
+        epochs = self.soup.pour(self.kept)
+        if epochs:
+            best = max(float(row["rsum"]) for row in history)
+            found = validate(self.kept, self.stage.val_loader, self.criterion, self.run.config)
+            better = found["rsum"] > best
+            history[-1]["soup"] = {"epochs": epochs, "rsum": found["rsum"], "kept": better}
+            say(
+                f"soup of epochs {', '.join(map(str, epochs))}: rsum {found['rsum']:.1f}, the best "
+                f"epoch {best:.1f}: {'the soup' if better else 'the epoch'} is kept"
+            )
+            if better:
+                self._save()
+            self.run.write_history(history)
+        self.soup.clear()
+
     def _save(self) -> None:
         """Write the weights that are kept, with the temperature that belongs to them."""
         remember_temperature(self.kept, self.criterion)
@@ -318,6 +338,8 @@ class _Fit:
         if best is row:
             self._save()
         self.run.write_history(history)
+        if self.run.config.soup:
+            self.soup.add(self.kept, history)
         if self.stage.is_told(row["epoch"]):
             say(_told(row, planned_epochs(self.run.config), best is row))
         for warning in self.watchdog.look(self._signs(row)):

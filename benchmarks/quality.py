@@ -1,0 +1,168 @@
+"""What each part of the recipes is worth: python benchmarks/quality.py DATA [--part head|whole].
+
+Each part is added to or taken from `best` or `best-adapter`, alone, and trained with the same
+seeds; figures are rsum on the validation split (on which each run also chose its best epoch, alike
+for all). Differences are paired by seed, their 95 % intervals are Student's t over seeds.
+
+Runs lie in runs/quality, results in runs/quality/quality.json, which is brought up to date after
+each run: stopped, the same command goes on. Prints the table of docs/recipe.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captune import Config, fit, open_source
+from captune.data.table import CaptionTable
+from captune.evaluation.intervals import mean_over_seeds
+from captune.files import read_json, write_json
+from captune.training.run import Run
+
+# Stage 1 takes a minute or two, so its parts are measured at full size.
+HEAD = {"recipe": "best-adapter", "freeze_backbone": True}
+HEAD_PARTS: dict[str, Mapping[str, Any]] = {
+    "best-adapter, stage 1": {},
+    "without the text adapter (best)": {"text_adapter": False},
+    "one caption an image": {"captions_per_image": 1},
+    "no bank negatives": {"bank_negatives": 0},
+    "8192 bank negatives": {"bank_negatives": 8192},
+    "near-duplicates are negatives": {"duplicate_threshold": 0.0},
+    "near-duplicates are positives": {"duplicates": "positive"},
+    "fixed temperature 0.07": {"learn_temperature": False},
+    "fixed temperature 0.04": {"learn_temperature": False, "temperature": 0.04},
+    "no dropout of hidden units": {"dropout": 0.0},
+    "no dropout of features": {"feature_dropout": 0.0},
+    "standardised features": {"standardise_features": True},
+    "no mirrored photos": {"augment": False},
+    "no moving average": {"ema_decay": 0.0},
+    "hidden layer of 2048": {"hidden_dim": 2048},
+    "BatchNorm in the head": {"use_batch_norm": True},
+    "queue of 1024 images": {"image_queue": 1024},
+    "soft targets 0.2": {"soft_targets": 0.2},
+    "hard negatives, exponent 5": {"hard_negatives": 5.0},
+    "SigLIP": {"loss": "siglip", "temperature": 0.1},
+    "plain head: none of it": {"recipe": "plain", "head_epochs": 10, "head_batch_size": 128},
+}
+# Stage 2 takes an hour at full size: its parts are measured on smaller photos for fewer epochs.
+WHOLE = {"recipe": "best-adapter", "image_size": 128, "num_epochs": 4}
+WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
+    "best-adapter, 128 pixels, 4 epochs": {},
+    "stage 1 only": {"freeze_backbone": True},
+    "no stage 1": {"head_epochs": 0},
+    "one rate for all layers": {"layer_decay": 1.0, "head_rate_factor": 1.0},
+    "lower half of the layers frozen": {"frozen_layers": 0.5},
+    "unfrozen over 3 epochs": {"unfreeze_epochs": 3},
+    "BatchNorm statistics move": {"freeze_batch_norm": False},
+    "no augmentation": {"augment": False},
+    "crops of 20 % and more": {"crop_scale": 0.2},
+    "colour jitter 0.3": {"colour_jitter": 0.3},
+    "RandAugment 5": {"rand_augment": 5},
+    "trained on 96 pixels": {"train_image_size": 96},
+    "progressive resizing": {"progressive_resizing": True},
+    "generalised-mean pooling": {"generalised_pooling": True},
+    "attention pooling": {"use_attention_pooling": True},
+    "no moving average": {"ema_decay": 0.0},
+    "soup of 3 epochs": {"soup": 3},
+    "plain": {"recipe": "plain"},
+}
+PARTS = {"head": (HEAD, HEAD_PARTS), "whole": (WHOLE, WHOLE_PARTS)}
+
+
+def measure(
+    name: str, config: Config, folder: Path, tables: Sequence[CaptionTable]
+) -> dict[str, Any]:
+    """Train one run, or go on with it; its best epoch's figures and what it took."""
+    began = time.perf_counter()
+    run: Run = fit(*tables, out=folder, config=config, resume=True)
+    history = run.history()
+    best = max(history, key=lambda row: float(row["rsum"]))
+    return {
+        "part": name,
+        "seed": config.seed,
+        "rsum": best["rsum"],
+        "image_to_text": best["image_to_text"]["R@1"],
+        "text_to_image": best["text_to_image"]["R@1"],
+        "temperature": best["temperature"],
+        "best_epoch": best["epoch"],
+        "training_seconds": sum(row["seconds"] for row in history),
+        "seconds": time.perf_counter() - began,
+        "config": config.differences(),
+    }
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> str:
+    """The results as Markdown: means over seeds, intervals, and differences to the first part."""
+    lines = [
+        "| part | I→T R@1 | T→I R@1 | rsum ± 95 % | less the first | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_part = {part: {r["seed"]: r for r in rows if r["part"] == part} for part in parts}
+    base = by_part[parts[0]]
+    for part, found in by_part.items():
+        if not found:
+            continue
+        columns = list(found.values())
+        means = [
+            sum(float(row[key]) for row in columns) / len(columns)
+            for key in ("image_to_text", "text_to_image", "training_seconds")
+        ]
+        shared = sorted(set(found) & set(base))
+        difference = ""
+        if part != parts[0] and shared:
+            difference = _interval([found[s]["rsum"] - base[s]["rsum"] for s in shared], "+.1f")
+        rsum = _interval([row["rsum"] for row in columns], ".1f")
+        lines.append(
+            f"| {part} | {means[0]:.1f} | {means[1]:.1f} | {rsum} | {difference} | {means[2]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(values: Sequence[float], form: str) -> str:
+    if len(values) < 2:
+        return f"{values[0]:{form}} (one seed)"
+    found = mean_over_seeds(values)
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def main() -> None:
+    """Measure all parts that are not measured yet, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--part", choices=tuple(PARTS), default="head")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], help="parts whose names hold these words")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "quality")
+    arguments = parser.parse_args()
+    base, parts = PARTS[arguments.part]
+    source = open_source(arguments.data)
+    tables = [source.table("train"), source.table(source.val_split)]
+    path = arguments.out / f"{arguments.part}.json"
+    results: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "split": tables[1].describe(),
+        "rows": read_json(path, what="results")["rows"] if path.is_file() else [],
+    }
+    for seed in range(arguments.seeds):
+        for name, changes in parts.items():
+            if arguments.only and not any(word in name for word in arguments.only):
+                continue
+            if any(r["part"] == name and r["seed"] == seed for r in results["rows"]):
+                continue
+            shared = {"towers": "minilm-lite0", "log_with": "none", "seed": seed}
+            config = Config.from_mapping({**base, **shared, **changes})
+            folder = arguments.out / arguments.part / f"{list(parts).index(name):02d}-seed{seed}"
+            results["rows"].append(measure(name, config, folder, tables))
+            write_json(path, results)
+            print(table_of(results["rows"], list(parts)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
