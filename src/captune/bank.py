@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.device import autocast, choose_precision
+from captune.device import autocast, choose_precision, keep_freed_memory
 from captune.encoders.text import TextEncoder
 from captune.errors import CaptuneError
 from captune.files import cache_dir, read_versioned, write_json
@@ -83,6 +83,7 @@ class CaptionBank:
         if not captions:
             raise CaptuneError("a caption bank needs at least one caption")
         device = torch.device(getattr(encoder, "device", "cpu"))
+        keep_freed_memory(device)
         precision = choose_precision(precision, device)
         distinct, rows = _distinct(captions)
         fingerprint = _fingerprint(encoder, precision, distinct, rows)

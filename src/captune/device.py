@@ -65,14 +65,14 @@ def loader_workers(requested: int) -> int:
 
 
 @functools.cache
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Let the C library keep what a tensor gave back, for the next one; once for the process.
 
     glibc hands every large block back to the system and has it mapped and zeroed again page by
-    page: on the CPU that takes a training step longer than its arithmetic does. Nothing happens
-    where the C library is another one.
+    page: on the CPU that can take a training step longer than its arithmetic does. Nothing happens
+    for other devices, or where the C library is another one.
     """
-    if not sys.platform.startswith("linux"):
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is None:

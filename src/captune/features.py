@@ -20,7 +20,7 @@ from captune.console import say, some
 from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset, names_sides
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import autocast, choose_precision, loader_workers
+from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers
 from captune.errors import CaptuneError
 from captune.files import cache_dir
 from captune.preprocess import Preprocess
@@ -125,6 +125,7 @@ class FeatureStore:
         Raises:
             CaptuneError: no photo can be read, or a feature is not finite in float16.
         """
+        keep_freed_memory(backbone.device)
         precision = choose_precision(precision, backbone.device)
         fingerprint = _fingerprint(table, backbone, precision)
         folder = (cache or cache_dir() / "features") / fingerprint

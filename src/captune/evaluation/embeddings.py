@@ -19,7 +19,7 @@ from captune.console import say, some
 from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import autocast, choose_precision, loader_workers
+from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers
 from captune.errors import CaptuneError
 from captune.files import replacing
 from captune.models import CLIPModel, weights_digest
@@ -57,6 +57,7 @@ def embed_images(
     Raises:
         CaptuneError: no image could be read.
     """
+    keep_freed_memory(model.device)
     precision = choose_precision(precision, model.device)
     path = cache / f"{_key(model, table, precision)}.safetensors" if cache else None
     kept = _read(path) if path else None

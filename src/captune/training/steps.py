@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
-from captune.device import autocast, best_device, choose_precision
+from captune.device import autocast, best_device, choose_precision, keep_freed_memory
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.losses import Criterion
@@ -56,7 +56,9 @@ class EpochProgress:
 
 def make_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate, with the device and precision that ``config`` asks for."""
-    precision = choose_precision(config.precision, best_device(config.device))
+    device = best_device(config.device)
+    keep_freed_memory(device)
+    precision = choose_precision(config.precision, device)
     # Its state is one for the process; without this a second run could not change precision. Under
     # a launcher the process group is part of it and stays.
     AcceleratorState._reset_state(reset_partial_state=os.environ.get("WORLD_SIZE", "1") == "1")
