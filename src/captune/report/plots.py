@@ -76,7 +76,8 @@ def _mark_stages(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     head = [row["epoch"] for row in history if row.get("stage") == 1]
     if head and len(head) < len(history):
         axes.axvline(head[-1] + 0.5, color="0.7", lw=1, ls=":")
-        axes.text(head[-1] + 0.5, 0.02, " stage 2", transform=axes.get_xaxis_transform(), fontsize=7)
+        place = axes.get_xaxis_transform()
+        axes.text(head[-1] + 0.5, 0.02, " stage 2", transform=place, fontsize=7)
 
 
 def retrieval_sheet(answers: Sequence[QueryAnswer], title: str = "") -> Figure:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captune.bank import CaptionBank
 from captune.config import Config
+from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.layers import encoder_layers
@@ -178,10 +179,11 @@ class Plan:
     def _photos(self, place: int) -> Batches:
         """Batches of the training (0) or validation (1) split from the photos."""
         config, training = self.config, place == 0
+        drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         dataset = COCOClipDataset(
             table=(self.train, self.val)[place],
             image_size=self.model.preprocess.image_size,
-            augment=config.augment and training,
+            augment=drawn if config.augment and training else False,
             seed=config.seed,
         )
         return make_loader(dataset, self.banks[place], config, shuffle=training)
