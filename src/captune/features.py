@@ -217,6 +217,7 @@ class _FeatureJob:
                 batch_sampler=batches,
                 num_workers=workers,
                 collate_fn=list,
+                generator=torch.Generator(),  # the run's own draws do not depend on this build
             )
         )
 
