@@ -182,9 +182,7 @@ class _Fit:
         progress = EpochProgress(0)
         if resume and self.run.state_path.is_file():
             progress = read_progress(self.run.state_path)
-            # The state is of the stage of the last step, which may have been a stage's last.
-            before = progress.epoch - (1 if progress.step == 0 else 0)
-            self._enter(self.plan.stage_of(before))
+            self._enter(self.plan.stage_of(progress.epoch))
             load_state(self.run.state_path, self.parts)
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
         else:
@@ -197,11 +195,14 @@ class _Fit:
             self.watchdog.look(self._signs(row))  # what it said of them has been said
         with self.stop:
             while not finished(self.run.config, history):
-                if progress.epoch == self.stage.last:
-                    self._next_stage(history)
                 history.append(self._epoch(progress))
                 self._keep(history)
                 progress = EpochProgress(progress.epoch + 1)
+                # Before the state is saved: what stage 2 starts from may be overwritten by its own.
+                if progress.epoch == self.stage.last and len(history) < planned_epochs(
+                    self.run.config
+                ):
+                    self._next_stage(history)
                 save_state(self.run.state_path, self.parts, progress)
                 if on_epoch is not None:
                     on_epoch(self.run)
