@@ -177,7 +177,7 @@ class _FeatureJob:
             )
         finally:
             module.train(was_training)
-        if self.broken:
+        if self.broken and self.view == VIEWS[0]:  # the mirrored view meets the same ones
             number = len(self.broken)
             say(
                 f"{self.table.describe()}: {number} unreadable images left out: {some(self.broken)}"
