@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -96,7 +97,6 @@ def fit(
         )
     torch.manual_seed(config.seed)
     model = model or CLIPModel.from_config(config, device=best_device(config.device))
-    criterion = criterion or make_criterion(config, model.dimension)
     run.write_identity()
     run.write_seen(train, val)
     job = _Fit(run, model, criterion, train, val)
@@ -110,20 +110,21 @@ class _Fit:
         self,
         run: Run,
         model: CLIPModel,
-        criterion: Criterion,
+        criterion: Criterion | None,
         train: CaptionTable,
         val: CaptionTable,
     ) -> None:
         config = run.config
+        self.made = criterion is None and not config.criterion  # by captune: its figures are known
         self.run = run
         self.model = model
-        self.criterion = criterion
+        self.criterion = criterion or make_criterion(config, model.dimension)
         self.accelerator = make_accelerator(config, **_tracking(run))
         if config.log_with != "none":
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
-        if isinstance(criterion, torch.nn.Module):
-            criterion.to(self.accelerator.device)
+        if isinstance(self.criterion, torch.nn.Module):
+            self.criterion.to(self.accelerator.device)
         self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
         self.stop = _StopRequest()
@@ -236,7 +237,7 @@ class _Fit:
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
-        self.stage.prepare(self.criterion, progress.epoch)
+        self.stage.prepare(self.criterion if self.made else None, progress.epoch)
         trained = train_epoch(
             self.model,
             self.stage.train_loader,
@@ -300,11 +301,11 @@ class _Fit:
 
     def _signs(self, row: dict[str, Any]) -> EpochSigns:
         """What the watchdog looks at."""
-        learnt = self.run.config.learn_temperature and not self.run.config.criterion
+        learnt = self.run.config.learn_temperature and self.made
         return EpochSigns(
             epoch=row["epoch"],
             train_loss=row["train_loss"],
-            chance_loss=self.stage.chance_loss,
+            chance_loss=self.stage.chance_loss if self.made else math.inf,
             val_loss=row["val_loss"],
             rsum=row["rsum"],
             temperature=row["temperature"] if learnt else None,
