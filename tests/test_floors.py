@@ -20,6 +20,7 @@ FLOORS = {
     "device": 0,
     "matching": 1,
     "metrics": 1,
+    "rowfile": 1,
     "data": 1,
     "encoders": 1,
     "bank": 2,

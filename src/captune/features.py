@@ -178,7 +178,7 @@ class _FeatureJob:
             )
         finally:
             module.train(was_training)
-        if self.broken:
+        if self.broken and self.view == VIEWS[0]:  # the mirrored view meets the same ones
             number = len(self.broken)
             say(
                 f"{self.table.describe()}: {number} unreadable images left out: {some(self.broken)}"
@@ -218,6 +218,7 @@ class _FeatureJob:
                 batch_sampler=batches,
                 num_workers=workers,
                 collate_fn=list,
+                generator=torch.Generator(),  # the run's own draws do not depend on this build
             )
         )
 

@@ -104,6 +104,8 @@ class BatchLoader:
             persistent_workers=num_workers > 0,
             worker_init_fn=_ignore_interrupt,
             pin_memory=torch.cuda.is_available(),
+            # Else each start of an epoch draws from the global state: a resumed epoch once more.
+            generator=torch.Generator(),
         )
 
     @property

@@ -72,6 +72,7 @@ class Stage:
             return math.inf
         images = config.head_batch_size if self.number == HEAD else config.batch_size
         table = self.train_loader.table
+        images = min(images, len(table))  # fewer than a batch make one small batch
         each = config.captions_per_image or table.captions.num_rows / len(table)
         captions = min(table.captions.num_rows, images * each + config.bank_negatives)
         return (math.log(captions) + math.log(images + config.image_queue)) / 2
@@ -98,9 +99,12 @@ class Stage:
         groups.append({"params": head, "lr": rate})
         return [*groups, {"params": scalars, "lr": rate, "weight_decay": 0.0}]
 
-    def prepare(self, criterion: Criterion, epoch: int) -> None:
+    def prepare(self, criterion: Criterion | None, epoch: int) -> None:
         """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
-        2018), and hard negatives, which come in after a stage's first epoch."""
+        2018), and hard negatives, which come in after a stage's first epoch.
+
+        ``criterion``: None leaves a loss of the user's own as it was handed in.
+        """
         if isinstance(criterion, ContrastiveLoss):
             criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
         if self.number == HEAD:
