@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
+from captune.errors import CaptuneError
 from captune.losses import ContrastiveLoss, SigLIPLoss
 from captune.models import CLIPModel
 from captune.training.criteria import make_criterion
@@ -301,3 +303,14 @@ def test_the_plain_recipe_is_a_loop_of_a_dozen_lines(tables: Tables, config: Con
             losses.append(float(loss.detach()))
         assert found[epoch]["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
     assert len({round(row["train_loss"], 3) for row in found}) == 3
+
+
+def test_a_tower_with_one_side_only_is_told_apart_before_training(
+    tables: tuple[CaptionTable, CaptionTable], tiny_clip: Path, config: Config
+) -> None:
+    own = config.replace(
+        image_encoder=str(tiny_clip), text_encoder=str(tiny_clip), train_image_size=48
+    )
+    plan = Plan(CLIPModel.from_config(own), *tables, own)
+    with pytest.raises(CaptuneError, match="takes 32-pixel photos only, not 48"):
+        plan.stage_of(own.head_epochs)
