@@ -106,7 +106,10 @@ def test_metrics_equal_a_slow_loop_from_the_definition(rows: list[int]) -> None:
 def test_captions_of_unreadable_images_are_left_out_and_the_images_counted() -> None:
     table = uneven_table(8)
     found = evaluate_retrieval(
-        NO_ADAPTER, table, embeddings_of([0, 1, 2, 4, 5, 6], 2), random_bank(table.captions.num_rows)
+        NO_ADAPTER,
+        table,
+        embeddings_of([0, 1, 2, 4, 5, 6], 2),
+        random_bank(table.captions.num_rows),
     )
     # Images 3 and 7 have four captions each, of 1 + 2 + 3 + 4 twice.
     assert (found["images"], found["captions"], found["unreadable_images"]) == (6, 12, 2)

@@ -29,7 +29,9 @@ def first_of_each(table: CaptionTable, images: Rows = IMAGES) -> Rows:
     return np.array([table.captions_of(int(image))[-1] for image in images], dtype=np.int64)
 
 
-def draw(table: CaptionTable, each: int, bank: int, *, epoch: int = 0, step: int = 0, seed: int = 0) -> StepCaptions:
+def draw(
+    table: CaptionTable, each: int, bank: int, *, epoch: int = 0, step: int = 0, seed: int = 0
+) -> StepCaptions:
     maker = CaptionDraw(table, captions_per_image=each, bank_negatives=bank, seed=seed)
     return maker.draw(IMAGES, first_of_each(table), epoch, step)
 

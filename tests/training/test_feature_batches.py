@@ -84,7 +84,10 @@ def test_inputs_are_the_features_of_the_batchs_images(
         model.eval()
         with torch.no_grad():
             pixels = torch.stack(
-                [COCOClipDataset(table=tables[0], image_size=32)[int(i)].pixels for i in batch.images]
+                [
+                    COCOClipDataset(table=tables[0], image_size=32)[int(i)].pixels
+                    for i in batch.images
+                ]
             )
             torch.testing.assert_close(batch.embed(model), model(pixels), atol=2e-3, rtol=2e-3)
 

@@ -47,10 +47,11 @@ def rates(stage: Stage, model: CLIPModel, criterion: nn.Module) -> dict[str, tup
     """Rate and weight decay of each trained parameter, as AdamW has them; each in one group."""
     config = stage.config
     groups = stage.groups(model, criterion)
-    optimizer = torch.optim.AdamW(
-        groups, lr=stage.learning_rate, weight_decay=config.weight_decay
-    )
-    named = [*model.named_parameters(), *(("loss." + n, p) for n, p in criterion.named_parameters())]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=config.weight_decay)
+    named = [
+        *model.named_parameters(),
+        *(("loss." + n, p) for n, p in criterion.named_parameters()),
+    ]
     names = {id(parameter): name for name, parameter in named}
     found: dict[str, tuple[float, float]] = {}
     for group in optimizer.param_groups:
@@ -210,9 +211,7 @@ def test_unfreezing_leaves_frozen_layers_frozen(tables: Tables, best: Config) ->
     assert seen == ["...o", "..oo", "..oo"]
 
 
-def test_hard_negatives_come_in_after_each_stages_first_epoch(
-    tables: Tables, best: Config
-) -> None:
+def test_hard_negatives_come_in_after_each_stages_first_epoch(tables: Tables, best: Config) -> None:
     config = best.replace(hard_negatives=0.5)
     plan, _ = planned(tables, config)
     criterion = make_criterion(config)
@@ -252,10 +251,9 @@ def test_chance_is_the_loss_of_embeddings_that_are_all_alike(
         assert float(loss) == pytest.approx(stage.chance_loss, rel=1e-5)
 
 
-def test_a_queue_counts_for_chance_and_other_losses_have_none(
-    tables: Tables, best: Config
-) -> None:
+def test_a_queue_counts_for_chance_and_other_losses_have_none(tables: Tables, best: Config) -> None:
     config = best.replace(bank_negatives=0, captions_per_image=1)
+
     def chance(**changes: Any) -> float:
         return planned(tables, config.replace(**changes))[0].stage_of(2).chance_loss
 
