@@ -37,6 +37,7 @@ def best(config: Config) -> Config:
         head_batch_size=8,
         bank_negatives=16,
         head_learning_rate=1e-2,
+        duplicate_threshold=0.0,  # to the tiny random text tower nearly all captions are alike
     )
 
 
@@ -382,7 +383,9 @@ def shuffled(table: CaptionTable, seed: int) -> CaptionTable:
 
 def test_shuffled_captions_score_chance(tables: Tables, best: Config, tmp_path: Path) -> None:
     """What is learnt comes from the pairs. 8 images of 5 captions by chance: an rsum of 315."""
-    config = best.replace(head_epochs=15, num_epochs=10, learning_rate=3e-3, patience=0)
+    config = best.replace(
+        head_epochs=15, num_epochs=15, learning_rate=3e-3, patience=0, augment=False
+    )
     right = fit(*tables, out=tmp_path / "right", config=config).history()
     wrong = [
         fit(shuffled(tables[0], seed), tables[1], out=tmp_path / str(seed), config=config).history()
