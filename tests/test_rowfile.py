@@ -61,7 +61,7 @@ def test_an_interrupted_file_is_not_there_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         fill(file, Compute(limit))
     assert not file.path.exists()
-    with pytest.raises(CaptuneError, match="the rows in .* is damaged"):
+    with pytest.raises(CaptuneError, match=r"the rows in .* is damaged"):
         file.open("rows")
     rest = Compute()
     fill(file, rest)

@@ -240,7 +240,7 @@ def test_chance_is_the_loss_of_embeddings_that_are_all_alike(
     tables: Tables, best: Config, changes: dict[str, Any]
 ) -> None:
     config = best.replace(duplicate_threshold=0.0, **changes)
-    plan, model = planned(tables, config)
+    plan, _ = planned(tables, config)
     criterion = ContrastiveLoss()
     for epoch in {0, config.head_epochs}:
         stage = plan.stage_of(epoch)
