@@ -70,7 +70,8 @@ def preset(data: str) -> Preset:
         CaptuneError: neither a preset nor anything that is there.
     """
     if data == "demo":
-        values = {"towers": DEMO_CONFIG.towers, **DEMO_CONFIG.differences()}
+        named = {"recipe": DEMO_CONFIG.recipe, "towers": DEMO_CONFIG.towers}
+        values = {**named, **DEMO_CONFIG.differences()}
         sketch = {"num_epochs": 1, "image_size": 96}
         why = ("a microscope", "fruit", "animals")
         return Preset(data, values, tuple(QUERIES), None, why, sketch)

@@ -20,12 +20,15 @@ from captune.workflow.story import Subject
 from captune.workflow.train import Outcome, train_and_tell
 
 # Small enough for five minutes on two cores; what differs from the recipe is said aloud.
-DEMO_CONFIG = Config(
-    towers="minilm-lite0",
-    image_size=128,
-    batch_size=32,
-    num_epochs=3,
-    learning_rate=1e-3,
+DEMO_CONFIG = Config.from_mapping(
+    {
+        "recipe": "plain",
+        "towers": "minilm-lite0",
+        "image_size": 128,
+        "batch_size": 32,
+        "num_epochs": 3,
+        "learning_rate": 1e-3,
+    }
 )
 TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 2000, 300, 500
 
