@@ -223,6 +223,18 @@ def test_colours_are_those_of_a_loop_over_pixels() -> None:
         assert np.abs(found[row].numpy() - slow).max() <= 0.5 + 1e-3  # rounded once, at the end
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_colours_of_floats_stay_floats_in_0_to_1(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(0, 256, (4, 3, 7, 7), dtype=np.uint8)
+    factors = rng.uniform(0, 2, (4, 3)).astype(np.float32)
+    found = jitter_colours((torch.from_numpy(pixels) / 255).to(dtype), torch.from_numpy(factors))
+    assert found.dtype == dtype and found.min() >= 0 and found.max() <= 1
+    for row in range(4):
+        slow = jittered_slowly(pixels[row], factors[row]) / 255
+        assert np.abs(found[row].double().numpy() - slow).max() < 5e-3
+
+
 def test_colours_are_pure_and_factors_of_one_change_nothing() -> None:
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     kept = pixels.clone()

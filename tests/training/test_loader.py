@@ -92,11 +92,15 @@ def test_by_default_training_keeps_the_side_of_the_dataset(tables: Tables, confi
     assert sides(loader_of(tables[0], config.replace(train_image_size=48)), 1) == {(3, 48, 48)}
 
 
-def test_a_resumed_epoch_goes_on_with_the_same_batches(tables: Tables, growing: Config) -> None:
-    config = growing
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_epoch_goes_on_with_the_same_batches(
+    tables: Tables, growing: Config, workers: int
+) -> None:
+    config = growing.replace(head_epochs=0)
     whole = list(loader_of(tables[0], config).batches(1))
-    rest = list(loader_of(tables[0], config).batches(1, start=1))
+    rest = list(loader_of(tables[0], config.replace(num_workers=workers)).batches(1, start=1))
     assert len(rest) == len(whole) - 1 > 0
+    assert rest[0].inputs.shape[-1] == training_side(1, 6, 80) < 80  # an epoch that still grows
     for a, b in zip(whole[1:], rest, strict=True):
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.images, b.images)
 

@@ -184,19 +184,21 @@ def jitter_colours(pixels: Tensor, factors: Tensor) -> Tensor:
     nothing, while the processes that decode are often what a training waits for.
 
     Args:
-        pixels: ``(B, 3, S, S)`` uint8 RGB.
+        pixels: ``(B, 3, S, S)`` RGB, uint8 or float in 0..1.
         factors: ``(B, 3)`` of brightness, of contrast about the image's mean grey, of saturation
             about each pixel's grey; 1 leaves as it is.
 
     Returns:
-        ``(B, 3, S, S)`` uint8: each step clamped to 0..255, the last one rounded.
+        ``(B, 3, S, S)`` of the same dtype: each step clamped to the range, uint8 rounded at the
+        end.
     """
     factors = factors.to(pixels.device, torch.float32)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1)
     weights = torch.tensor(LUMA, device=pixels.device)[:, None, None]  # (3, 1, 1)
-    image = (pixels.float() * brightness).clamp_(0, 255)
+    top = 255 if pixels.dtype == torch.uint8 else 1
+    image = (pixels.float() * brightness).clamp_(0, top)
     mean = (image * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)  # (B, 1, 1, 1)
-    image = torch.lerp(mean, image, contrast).clamp_(0, 255)
+    image = torch.lerp(mean, image, contrast).clamp_(0, top)
     grey = (image * weights).sum(1, keepdim=True)  # (B, 1, S, S)
-    image = torch.lerp(grey, image, saturation).clamp_(0, 255)
-    return image.round_().to(torch.uint8)
+    image = torch.lerp(grey, image, saturation).clamp_(0, top)
+    return (image.round_() if top == 255 else image).to(pixels.dtype)
