@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captune import bank as bank_module
+from captune import rowfile
 from captune.bank import CaptionBank
 from captune.errors import CaptuneError
 
@@ -114,7 +115,7 @@ def test_an_interrupted_build_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts_before: int
 ) -> None:
     monkeypatch.setattr(bank_module, "BATCH", 16)
-    monkeypatch.setattr(bank_module, "SECONDS_BETWEEN_MARKS", 0.0)
+    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         CaptionBank.build(CAPTIONS, CountingEncoder(fail_after=texts_before), cache=tmp_path)
     with pytest.raises(CaptuneError):

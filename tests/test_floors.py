@@ -22,6 +22,7 @@ FLOORS = {
     "metrics": 1,
     "data": 1,
     "encoders": 1,
+    "rowfile": 1,
     "bank": 2,
     "features": 2,
     "download": 2,
