@@ -27,9 +27,110 @@ def test_defaults_are_those_of_the_mission() -> None:
     assert {key: DEFAULT_CONFIG[key] for key in expected} == expected
 
 
-def test_plain_recipe_changes_nothing() -> None:
-    assert RECIPES["plain"].values == {}
-    assert Config.from_mapping({"recipe": "plain"}) == DEFAULT_CONFIG
+@pytest.mark.parametrize("towers", sorted(TOWERS))
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_values_of_every_recipe_and_towers_are_valid_and_not_the_defaults_again(
+    recipe: str, towers: str
+) -> None:
+    config = Config.from_mapping({"recipe": recipe, "towers": towers})
+    assert config.differences() == {}
+    assert set(RECIPES[recipe].values) <= set(FIELDS)
+    for key, value in RECIPES[recipe].values.items():
+        assert FIELDS[key].default != value, key
+        assert config[key] == TOWERS[towers].values.get(key, value)
+    assert all(config[key] == value for key, value in TOWERS[towers].values.items())
+
+
+def test_the_best_recipe_is_the_defaults() -> None:
+    assert DEFAULT_CONFIG.recipe == "best" and RECIPES["best"].values == {}
+    assert Config.from_mapping({}) == Config.from_mapping({"recipe": "best"}) == DEFAULT_CONFIG
+    assert DEFAULT_CONFIG.learn_temperature and DEFAULT_CONFIG.head_epochs > 0
+
+
+def test_best_adapter_differs_from_best_by_the_adapter_alone() -> None:
+    adapter = Config.from_mapping({"recipe": "best-adapter"})
+    differing = {key for key in FIELDS if adapter[key] != DEFAULT_CONFIG[key]}
+    assert differing == {"recipe", "text_adapter"} and adapter.text_adapter
+
+
+def test_the_plain_recipe_switches_everything_off() -> None:
+    """In-batch InfoNCE over one caption an image, the whole tower at one rate, last weights."""
+    expected = {
+        "use_batch_norm": False,
+        "use_attention_pooling": False,
+        "generalised_pooling": False,
+        "dropout": 0.0,
+        "standardise_features": False,
+        "text_adapter": False,
+        "criterion": "",
+        "loss": "infonce",
+        "learn_temperature": False,
+        "captions_per_image": 1,
+        "bank_negatives": 0,
+        "image_queue": 0,
+        "duplicate_threshold": 0.0,
+        "soft_targets": 0.0,
+        "hard_negatives": 0.0,
+        "head_epochs": 0,
+        "freeze_backbone": False,
+        "head_rate_factor": 1.0,
+        "layer_decay": 1.0,
+        "frozen_layers": 0.0,
+        "unfreeze_epochs": 0,
+        "freeze_batch_norm": False,
+        "ema_decay": 0.0,
+        "soup": 0,
+        "patience": 0,
+        "augment": False,
+        "progressive_resizing": False,
+    }
+    plain = Config.from_mapping({"recipe": "plain"})
+    assert {key: plain[key] for key in expected} == expected
+
+
+def test_a_change_of_recipe_brings_its_values_and_keeps_ones_own() -> None:
+    plain = Config.from_mapping({"recipe": "plain"})
+    assert DEFAULT_CONFIG.replace(recipe="plain") == plain
+    assert plain.replace(recipe="best") == DEFAULT_CONFIG
+    own = DEFAULT_CONFIG.replace(batch_size=64, dropout=0.25)
+    assert own.replace(recipe="plain") == plain.replace(batch_size=64, dropout=0.25)
+    assert own.replace(recipe="plain").replace(recipe="best") == own
+    assert DEFAULT_CONFIG.replace(recipe="plain", head_epochs=3).head_epochs == 3
+
+
+def test_towers_bring_values_of_their_own_above_the_recipes() -> None:
+    own = DEFAULT_CONFIG.replace(towers="clip-vit-b32")
+    assert (own.head_epochs, own.standardise_features, own.dropout) == (0, False, 0.0)
+    assert own.replace(towers="clip-resnet50") == DEFAULT_CONFIG
+    assert own.replace(head_epochs=2).head_epochs == 2  # what the user says is above both
+    assert own.replace(recipe="plain").head_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"freeze_backbone": True, "head_epochs": 0}, "head_epochs=0 leaves it out"),
+        ({"freeze_backbone": True, "towers": "clip-vit-b32"}, "head_epochs=0 leaves it out"),
+        ({"freeze_backbone": True, "recipe": "plain"}, "head_epochs=0 leaves it out"),
+        ({"use_attention_pooling": True, "generalised_pooling": True}, "choose one"),
+        ({"temperature": 0.005}, "between 0.01 and 0.5"),
+        ({"temperature": 0.6}, "between 0.01 and 0.5"),
+    ],
+)
+def test_values_that_exclude_one_another_are_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(CaptuneError, match=words):
+        DEFAULT_CONFIG.replace(**changes)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.01, 0.5, 5.0])
+def test_any_temperature_that_is_not_learnt_or_is_a_losses_own(temperature: float) -> None:
+    plain = Config.from_mapping({"recipe": "plain", "temperature": temperature})
+    own = DEFAULT_CONFIG.replace(temperature=temperature, criterion="losses:make")
+    assert plain.temperature == own.temperature == temperature
+    if 0.01 <= temperature <= 0.5:
+        assert DEFAULT_CONFIG.replace(temperature=temperature).temperature == temperature
 
 
 def test_dict_with_changes_is_accepted() -> None:
@@ -110,7 +211,7 @@ def test_suffixes_of_the_flags() -> None:
 
 def test_first_line_names_recipe_towers_and_what_differs() -> None:
     line = DEFAULT_CONFIG.replace(towers="minilm-lite0", num_epochs=2).describe()
-    assert line == "recipe plain · towers minilm-lite0 · num_epochs=2"
+    assert line == "recipe best · towers minilm-lite0 · num_epochs=2"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from typing import Any
 from captune.errors import CaptuneError, nearest
 from captune.recipes import DEFAULT_RECIPE, RECIPES, TOWERS
 
+LEARNT_TEMPERATURES = (0.01, 0.5)  # what captune.losses keeps a learnt temperature between
+
 
 def _key(default: Any, help: str, **limits: Any) -> Any:
     """A field with its help and limits: ``low``, ``high``, ``above``, ``below``, ``choices``."""
@@ -125,6 +127,13 @@ class Config(Mapping[str, Any]):
         if self.freeze_backbone and self.head_epochs == 0:
             raise CaptuneError(
                 "freeze_backbone stops after stage 1, and head_epochs=0 leaves it out"
+            )
+        low, high = LEARNT_TEMPERATURES
+        own_loss = bool(self.criterion)
+        if self.learn_temperature and not own_loss and not low <= self.temperature <= high:
+            raise CaptuneError(
+                f"config temperature must be between {low} and {high} where it is learnt, found "
+                f"{self.temperature}: or take learn_temperature=false"
             )
         if self.use_attention_pooling and self.generalised_pooling:
             raise CaptuneError(

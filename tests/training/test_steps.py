@@ -115,7 +115,7 @@ def test_in_batch_accuracy_and_means_are_right(
     model.train()
     with torch.no_grad():
         for batch in loader.batches(0):
-            image = model(batch.pixels)
+            image = batch.embed(model)
             losses.append(float(InfoNCELoss()(image, batch.text)) * len(image))
             for i in range(len(image)):
                 row = image @ batch.text.T

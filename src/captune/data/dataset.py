@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from captune.data.pixels import (
-    UnreadableImageError,
-    flipped,
-    load_image,
-    random_crop,
-    resize_and_crop,
-)
+from captune.data.augment import Augmentation
+from captune.data.pixels import UnreadableImageError, load_image, resize_and_crop
 from captune.data.sources import find_dataset_dir, open_source
 from captune.data.table import CaptionTable, Rows
 from captune.data.tabular import TableOptions
@@ -28,11 +23,16 @@ SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 class DrawKey(NamedTuple):
-    """What a sample is a function of, beside the image: the sampler makes it, workers obey it."""
+    """What a sample is a function of, beside the image: the sampler makes it, workers obey it.
+
+    ``size`` is the side of the square crop; 0: the dataset's ``image_size``. Workers that live
+    over epochs are told of a new side by it.
+    """
 
     image: int
     epoch: int
     seed: int
+    size: int = 0
 
 
 class Sample(NamedTuple):
@@ -60,8 +60,8 @@ class COCOClipDataset(Dataset[Sample]):
         dataset_dir: a COCO 2014 folder or a table file; default ``$CAPTUNE_DATA``, else
             ``./data/coco2014``.
         image_size: side of the square crop in pixels.
-        augment: random resized crop and flip; an image with a caption that says left or right is
-            not flipped.
+        augment: what is drawn for the pixels; True: :class:`Augmentation`'s defaults, random
+            resized crop and flip. An image with a caption that says left or right is not flipped.
         seed: of all draws.
         table: a table at hand, in place of ``split`` and ``dataset_dir``.
 
@@ -76,7 +76,7 @@ class COCOClipDataset(Dataset[Sample]):
         dataset_dir: str | Path | None = None,
         *,
         image_size: int = 224,
-        augment: bool = False,
+        augment: bool | Augmentation = False,
         seed: int = 0,
         table: CaptionTable | None = None,
         options: TableOptions | None = None,
@@ -85,7 +85,9 @@ class COCOClipDataset(Dataset[Sample]):
             table = open_source(find_dataset_dir(dataset_dir), options).table(split)
         self.table = table
         self.image_size = image_size
-        self.augment = augment
+        self.augment = (
+            augment if isinstance(augment, Augmentation) else Augmentation() if augment else None
+        )
         self.seed = seed
         self.epoch = 0
 
@@ -103,13 +105,13 @@ class COCOClipDataset(Dataset[Sample]):
         # Streams of their own: the caption drawn does not depend on whether crops are drawn too.
         rng = draw_generator(self.table, key)
         caption_row = draw_caption(self.table, key.image, rng)
-        image = load_image(self.table.path(key.image), least_side=self.image_size)
-        if self.augment:
-            pixels = random_crop(image, self.image_size, rng)
-            if rng.random() < 0.5 and not self._names_sides[key.image]:
-                pixels = flipped(pixels)
+        size, path = key.size or self.image_size, self.table.path(key.image)
+        if self.augment is None:
+            pixels = resize_and_crop(load_image(path, least_side=size), size)
         else:
-            pixels = resize_and_crop(image, self.image_size)
+            image = load_image(path, least_side=self.augment.least_side(size))
+            may_flip = not self._names_sides[key.image]
+            pixels = self.augment.apply(image, size, rng, flip_allowed=may_flip)
         caption = self.table.caption(caption_row)
         return Sample(torch.from_numpy(pixels), key.image, caption_row, caption)
 
@@ -174,10 +176,11 @@ class EpochBatches(Sampler[list[DrawKey]]):
         self.shuffle = shuffle
         self.epoch = 0
         self.start = 0
+        self.size = 0
 
-    def begin(self, epoch: int, start: int = 0) -> None:
-        """Go to batch ``start`` of ``epoch``."""
-        self.epoch, self.start = epoch, start
+    def begin(self, epoch: int, start: int = 0, size: int = 0) -> None:
+        """Go to batch ``start`` of ``epoch``, its crops ``size`` wide (0: as the dataset has)."""
+        self.epoch, self.start, self.size = epoch, start, size
 
     @property
     def steps(self) -> int:
@@ -202,4 +205,4 @@ class EpochBatches(Sampler[list[DrawKey]]):
         order = self.order()
         for step in range(self.start, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [DrawKey(int(row), self.epoch, self.seed) for row in rows]
+            yield [DrawKey(int(row), self.epoch, self.seed, self.size) for row in rows]

@@ -74,17 +74,29 @@ def resize_and_crop(image: Image.Image, size: int) -> Pixels:
     return _channels_first(image.crop((left, top, left + size, top + size)))
 
 
-def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
-    """A random part of half to all of the area, of a random shape, resized to a square.
+def random_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = CROP_SCALE,
+) -> Pixels:
+    """A random part of the area, of a random shape, resized to a square.
 
-    Szegedy et al. 2015 (Inception crops), with a milder range that keeps what captions speak of.
+    Szegedy et al. 2015 (Inception crops), by default with a milder range that keeps what captions
+    speak of: half to all of the area.
+
+    Args:
+        image: RGB.
+        size: S.
+        rng: advanced by the draws, which do not depend on ``size``.
+        scale: the least and the largest share of the area.
 
     Returns:
         ``(3, size, size)`` uint8 RGB.
     """
     width, height = image.size
     for _ in range(10):
-        area = width * height * rng.uniform(*CROP_SCALE)
+        area = width * height * rng.uniform(*scale)
         ratio = np.exp(rng.uniform(np.log(CROP_RATIO[0]), np.log(CROP_RATIO[1])))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

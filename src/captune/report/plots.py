@@ -53,7 +53,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
     loss, recall = figure.subplots(1, 2)
     loss.plot(epochs, [r["train_loss"] for r in history], "o-", color=BLUE, label="train")
     loss.plot(epochs, [r["val_loss"] for r in history], "o-", color=ORANGE, label="validation")
-    loss.set_title("InfoNCE loss (validation: other batches, so compare the shape)", fontsize=9)
+    loss.set_title("loss (validation: other batches, so compare the shape)", fontsize=9)
     for direction, color, label in DIRECTIONS:
         for k, style in (("R@1", "o-"), ("R@5", "o--")):
             values = [row[direction][k] for row in history]
@@ -63,11 +63,21 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
     for axes in (loss, recall):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _mark_stages(axes, history)
         # Long enough to tell dashes from a line.
         axes.legend(fontsize=8, frameon=False, handlelength=3.5)
         open_axes(axes)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def _mark_stages(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """A line where stage 1, the head on kept features, ends and stage 2 begins."""
+    head = [row["epoch"] for row in history if row.get("stage") == 1]
+    if head and len(head) < len(history):
+        axes.axvline(head[-1] + 0.5, color="0.7", lw=1, ls=":")
+        place = axes.get_xaxis_transform()
+        axes.text(head[-1] + 0.5, 0.02, " stage 2", transform=place, fontsize=7)
 
 
 def retrieval_sheet(answers: Sequence[QueryAnswer], title: str = "") -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -97,7 +98,6 @@ def fit(
         )
     torch.manual_seed(config.seed)
     model = model or CLIPModel.from_config(config, device=best_device(config.device))
-    criterion = criterion or make_criterion(config, model.dimension)
     run.write_identity()
     run.write_seen(train, val)
     job = _Fit(run, model, criterion, train, val)
@@ -111,20 +111,21 @@ class _Fit:
         self,
         run: Run,
         model: CLIPModel,
-        criterion: Criterion,
+        criterion: Criterion | None,
         train: CaptionTable,
         val: CaptionTable,
     ) -> None:
         config = run.config
+        self.made = criterion is None and not config.criterion  # by captune: its figures are known
         self.run = run
         self.model = model
-        self.criterion = criterion
+        self.criterion = criterion or make_criterion(config, model.dimension)
         self.accelerator = make_accelerator(config, **_tracking(run))
         if config.log_with != "none":
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
-        if isinstance(criterion, torch.nn.Module):
-            criterion.to(self.accelerator.device)
+        if isinstance(self.criterion, torch.nn.Module):
+            self.criterion.to(self.accelerator.device)
         self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
         self.soup = Soup(run.state_path.parent, size=config.soup)
@@ -149,6 +150,8 @@ class _Fit:
         scheduler = warmup_cosine(
             optimizer, warmup_steps=self.run.config.warmup_steps, total_steps=total
         )
+        # fp16 would unscale the gradients for each optimiser it knows, so the head twice in stage 2.
+        self.accelerator.free_memory()
         prepared = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.parts = TrainingParts(
             self.model,
@@ -182,9 +185,7 @@ class _Fit:
         progress = EpochProgress(0)
         if resume and self.run.state_path.is_file():
             progress = read_progress(self.run.state_path)
-            # The state is of the stage of the last step, which may have been a stage's last.
-            before = progress.epoch - (1 if progress.step == 0 else 0)
-            self._enter(self.plan.stage_of(before))
+            self._enter(self.plan.stage_of(progress.epoch))
             load_state(self.run.state_path, self.parts)
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
         else:
@@ -197,11 +198,14 @@ class _Fit:
             self.watchdog.look(self._signs(row))  # what it said of them has been said
         with self.stop:
             while not finished(self.run.config, history):
-                if progress.epoch == self.stage.last:
-                    self._next_stage(history)
                 history.append(self._epoch(progress))
                 self._keep(history)
                 progress = EpochProgress(progress.epoch + 1)
+                # Before the state is saved: what stage 2 starts from may be overwritten by its own.
+                if progress.epoch == self.stage.last and len(history) < planned_epochs(
+                    self.run.config
+                ):
+                    self._next_stage(history)
                 save_state(self.run.state_path, self.parts, progress)
                 if on_epoch is not None:
                     on_epoch(self.run)
@@ -236,7 +240,7 @@ class _Fit:
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
-        self.stage.prepare(self.criterion, progress.epoch)
+        self.stage.prepare(self.criterion if self.made else None, progress.epoch)
         trained = train_epoch(
             self.model,
             self.stage.train_loader,
@@ -317,11 +321,11 @@ class _Fit:
 
     def _signs(self, row: dict[str, Any]) -> EpochSigns:
         """What the watchdog looks at."""
-        learnt = self.run.config.learn_temperature and not self.run.config.criterion
+        learnt = self.run.config.learn_temperature and self.made
         return EpochSigns(
             epoch=row["epoch"],
             train_loss=row["train_loss"],
-            chance_loss=self.stage.chance_loss,
+            chance_loss=self.stage.chance_loss if self.made else math.inf,
             val_loss=row["val_loss"],
             rsum=row["rsum"],
             temperature=row["temperature"] if learnt else None,

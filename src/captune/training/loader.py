@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.training.captions import CaptionDraw
+from captune.training.schedule import training_side
 
 
 class Batch(NamedTuple):
@@ -71,6 +73,7 @@ class BatchLoader:
     """Batches of a dataset, in an order decided by seed and epoch. See :func:`make_loader`.
 
     Broken image files are left out of their batch, named once and counted in ``unreadable``.
+    ``side`` gives an epoch's side of the crops, in place of ``dataset.image_size``.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class BatchLoader:
         shuffle: bool,
         num_workers: int,
         captions: CaptionDraw | None = None,
+        side: Callable[[int], int] | None = None,
     ) -> None:
         check_bank(bank, dataset.table)
         self.dataset = dataset
         self.bank = bank
         self.captions = captions
+        self.side = side
         self.unreadable: dict[str, str] = {}
         self._keys = EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle)
         self._loader: DataLoader[Any] = DataLoader(
@@ -98,6 +103,8 @@ class BatchLoader:
             persistent_workers=num_workers > 0,
             worker_init_fn=ignore_interrupt,
             pin_memory=torch.cuda.is_available(),
+            # Else each start of an epoch draws from the global state: a resumed epoch once more.
+            generator=torch.Generator(),
         )
 
     @property
@@ -115,7 +122,7 @@ class BatchLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from position ``start`` on; one may be empty of images."""
-        self._keys.begin(epoch, start)
+        self._keys.begin(epoch, start, 0 if self.side is None else self.side(epoch))
         for step, (pixels, images, caption_rows, broken) in enumerate(self._loader, start):
             for error in broken:
                 if error.path not in self.unreadable:
@@ -191,7 +198,8 @@ def make_loader(
     Args:
         dataset: images with captions.
         bank: of ``dataset.table.texts()``.
-        config: batch size, seed and workers are read from it.
+        config: batch size, seed and workers are read from it; for training also the captions of
+            a step and the crops' side, which :func:`crop_side` gives.
         shuffle: a new order each epoch, last partial batch dropped; else in order, all of it.
     """
     return BatchLoader(
@@ -202,7 +210,20 @@ def make_loader(
         shuffle=shuffle,
         num_workers=loader_workers(config.num_workers),
         captions=caption_draw(dataset.table, config) if shuffle else None,
+        side=partial(crop_side, config=config, image_size=dataset.image_size) if shuffle else None,
     )
+
+
+def crop_side(epoch: int, config: Config, image_size: int) -> int:
+    """The side of the training crops in ``epoch`` of the run, stage 1's epochs counted.
+
+    ``train_image_size`` may lie below what validation sees: a random crop shows objects larger
+    than a centre crop does, and smaller crops make up for it (Touvron et al. 2019).
+    """
+    full = config.train_image_size or image_size
+    if not config.progressive_resizing:
+        return full
+    return training_side(epoch - config.head_epochs, config.num_epochs, full)
 
 
 def caption_draw(table: CaptionTable, config: Config) -> CaptionDraw | None:

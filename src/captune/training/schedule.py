@@ -1,4 +1,4 @@
-"""How long a run goes on, and its learning rate: linear warm-up, then a cosine to zero."""
+"""How long a run goes on, its learning rate (linear warm-up, then a cosine to zero), its crops."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def finished(config: Config, history: Sequence[Mapping[str, Any]]) -> bool:
 def planned_epochs(config: Config) -> int:
     """Epochs of both stages together."""
     return config.head_epochs + (0 if config.freeze_backbone else config.num_epochs)
+
+
+def training_side(epoch: int, epochs: int, full: int) -> int:
+    """The side of the crops in ``epoch`` (from 0) of ``epochs``, in progressive resizing.
+
+    Tan and Le 2021 (EfficientNetV2): small pictures first, which cost less and regularise. From
+    half of ``full`` the side grows linearly to it, has it in the middle of the epochs and keeps it.
+
+    Returns:
+        ``full``, or on the way there a multiple of 16 that is at least 32.
+    """
+    growing = epochs // 2
+    if epoch >= growing:
+        return full
+    side = full / 2 * (1 + max(0, epoch) / growing)
+    return min(full, max(32, 16 * round(side / 16)))

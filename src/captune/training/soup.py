@@ -30,7 +30,7 @@ class Soup:
         return self.folder / f"epoch-{epoch}.safetensors"
 
     def add(self, model: CLIPModel, history: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the weights of the last epoch of ``history`` if it is among the best; drop others."""
+        """Keep the last epoch's weights if it is among the best of ``history``; drop others."""
         best = self._best(history)
         newest = int(history[-1]["epoch"])
         if newest in best:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captune.bank import CaptionBank
 from captune.config import Config
+from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.layers import encoder_layers
@@ -71,6 +72,7 @@ class Stage:
             return math.inf
         images = config.head_batch_size if self.number == HEAD else config.batch_size
         table = self.train_loader.table
+        images = min(images, len(table))  # fewer than a batch make one small batch
         each = config.captions_per_image or table.captions.num_rows / len(table)
         captions = min(table.captions.num_rows, images * each + config.bank_negatives)
         return (math.log(captions) + math.log(images + config.image_queue)) / 2
@@ -97,9 +99,12 @@ class Stage:
         groups.append({"params": head, "lr": rate})
         return [*groups, {"params": scalars, "lr": rate, "weight_decay": 0.0}]
 
-    def prepare(self, criterion: Criterion, epoch: int) -> None:
+    def prepare(self, criterion: Criterion | None, epoch: int) -> None:
         """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
-        2018), and hard negatives, which come in after a stage's first epoch."""
+        2018), and hard negatives, which come in after a stage's first epoch.
+
+        ``criterion``: None leaves a loss of the user's own as it was handed in.
+        """
         if isinstance(criterion, ContrastiveLoss):
             criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
         if self.number == HEAD:
@@ -178,10 +183,11 @@ class Plan:
     def _photos(self, place: int) -> Batches:
         """Batches of the training (0) or validation (1) split from the photos."""
         config, training = self.config, place == 0
+        drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         dataset = COCOClipDataset(
             table=(self.train, self.val)[place],
             image_size=self.model.preprocess.image_size,
-            augment=config.augment and training,
+            augment=drawn if config.augment and training else False,
             seed=config.seed,
         )
         return make_loader(dataset, self.banks[place], config, shuffle=training)

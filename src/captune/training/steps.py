@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
+from captune.data.augment import colour_factors, jitter_colours
 from captune.device import autocast, best_device, choose_precision, keep_freed_memory
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
@@ -114,6 +115,18 @@ def _pairs(batch: Batch, frozen: Tensor, config: Config) -> Pairs:
     )
 
 
+def _coloured(
+    batch: Batch, loader: Batches, epoch: int, config: Config, device: torch.device
+) -> Batch:
+    """The batch on ``device`` with its photos' colours varied; kept features as they are."""
+    if not config.augment or config.colour_jitter == 0 or batch.inputs.dim() == 2:
+        return batch
+    ids = loader.table.image_ids[batch.images.numpy()]
+    factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
+    pixels = batch.inputs.to(device, non_blocking=True)
+    return batch._replace(inputs=jitter_colours(pixels, factors))
+
+
 def _trained(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -139,8 +152,8 @@ def train_epoch(
             :class:`COCOClipDataset` (a caption bank is then built once).
         criterion: ``(image (B, D), text (B, D)) -> scalar``.
         optimizer, scheduler: stepped once a batch.
-        epoch: decides order, captions and crops, with the seed.
-        config: ``max_grad_norm``, and what :func:`make_accelerator` reads.
+        epoch: decides order, captions, crops and colours, with the seed.
+        config: ``max_grad_norm``, ``colour_jitter``, and what :func:`make_accelerator` reads.
         accelerator: one at hand; its optimiser must be prepared.
         progress: where a resumed epoch goes on.
         on_step: called after every step; ``meter.settle()`` brings its sums up to date.
@@ -167,6 +180,7 @@ def train_epoch(
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
+                batch = _coloured(batch, loader, epoch, config, accelerator.device)
                 loss, accuracy = train_step(model, batch, criterion, optimizer, accelerator, config)
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()

@@ -264,6 +264,7 @@ def _facts(run: Run, metrics: dict[str, Any]) -> list[tuple[str, str]]:
             f"{len(history)}, best by rsum on {run.provenance.val_split}: "
             f"{max(history, key=lambda row: float(row['rsum']))['epoch']}",
         ),
+        ("training time", f"{sum(row['seconds'] for row in history) / 60:.1f} minutes"),
         ("seed", str(config.seed)),
         ("reported on", f"{metrics['data']} {metrics['split']} ({metrics['split_digest'][:8]})"),
         (
