@@ -40,6 +40,7 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "no dropout of hidden units": {"dropout": 0.0},
     "no dropout of features": {"feature_dropout": 0.0},
     "standardised features": {"standardise_features": True},
+    "half the dropout": {"dropout": 0.35, "feature_dropout": 0.15},
     "no mirrored photos": {"augment": False},
     "no moving average": {"ema_decay": 0.0},
     "hidden layer of 2048": {"hidden_dim": 2048},
@@ -48,7 +49,7 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "soft targets 0.2": {"soft_targets": 0.2},
     "hard negatives, exponent 5": {"hard_negatives": 5.0},
     "SigLIP": {"loss": "siglip", "temperature": 0.1},
-    "plain head: none of it": {"recipe": "plain", "head_epochs": 10, "head_batch_size": 128},
+    "none of it (plain)": {"recipe": "plain", "head_epochs": 10},
 }
 # Stage 2 takes an hour at full size: its parts are measured on smaller photos for fewer epochs.
 WHOLE = {"recipe": "best-adapter", "image_size": 128, "num_epochs": 4}

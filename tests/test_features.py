@@ -1,390 +1,399 @@
-"""The feature store: each photo once through the frozen backbone, resumable, never another's."""
+"""The feature store: what the frozen backbone gives each photo, once, and only of this backbone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from captune import features as features_module
 from captune import rowfile
-from captune.data.pixels import load_image, resize_and_crop
+from captune.data.dataset import COCOClipDataset
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.features import FeatureStore
 from captune.models import CLIPModel
-
-SIDED = 3  # this image's captions say left
+from conftest import write_scene, write_split
 
 
 @pytest.fixture
 def model(tiny_resnet: Path, tiny_sentence: Path) -> CLIPModel:
-    """Its backbone's features differ between a photo and its mirror image."""
     torch.manual_seed(1)
-    return CLIPModel(str(tiny_sentence), image_encoder=str(tiny_resnet), hidden_dim=24).eval()
+    return CLIPModel(str(tiny_sentence), image_encoder=str(tiny_resnet), hidden_dim=24)
 
 
 @pytest.fixture
 def table(coco: Path) -> CaptionTable:
-    """24 scenes, each made to differ from its mirror image; one has a caption with a side."""
-    from PIL import Image
-
-    table = open_source(coco).table("train")
-    for row in range(len(table)):
-        with Image.open(table.path(row)) as image:
-            image.load()
-        image.paste((255, 0, 255), (0, 0, 4 + row % 5, 40))
-        image.save(table.path(row), quality=95)
-    texts = table.texts()
-    texts[int(table.captions_of(SIDED)[1])] = "the bar on the Left."
-    captions = table.captions.set_column(1, "caption", pa.array(texts))
-    return CaptionTable(table.images, captions, table.name, table.split)
+    return open_source(coco).table("train")
 
 
-def build(model: CLIPModel, table: CaptionTable, cache: Path, **options: object) -> FeatureStore:
-    """In fp32 and without processes, unless told otherwise."""
-    settings: dict[str, object] = {"precision": "fp32", "num_workers": 0, "progress": False}
-    return FeatureStore.build(table, model, cache=cache, **{**settings, **options})  # type: ignore[arg-type]
+@pytest.fixture
+def calls(model: CLIPModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the backbone was given, call by call."""
+    counted: list[int] = []
+    real = model.pooled_features
+
+    def pooled(pixels: Tensor) -> Tensor:
+        counted.append(len(pixels))
+        return real(pixels)
+
+    monkeypatch.setattr(model, "pooled_features", pooled)
+    return counted
 
 
-def pixels_of(model: CLIPModel, table: CaptionTable, row: int) -> Tensor:
-    size = model.preprocess.image_size
-    return torch.from_numpy(resize_and_crop(load_image(table.path(row), least_side=size), size))
+def build(table: CaptionTable, model: CLIPModel, cache: Path, **options: Any) -> FeatureStore:
+    options = {"precision": "fp32", "num_workers": 0, "progress": False, **options}
+    return FeatureStore.build(table, model, cache=cache, **options)
 
 
 @torch.no_grad()
-def one_by_one(model: CLIPModel, table: CaptionTable, *, mirrored: bool = False) -> Tensor:
-    """The slow reference: one image, normalised by hand, through the backbone."""
-    found = []
+def slow(table: CaptionTable, model: CLIPModel, *, mirrored: bool = False) -> Tensor:
+    """One image at a time."""
+    model.eval()
+    dataset = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
+    rows = []
     for row in range(len(table)):
-        pixels = pixels_of(model, table, row)
-        pixels = torch.flip(pixels, (-1,)) if mirrored else pixels
-        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.5,) * 3, (0.25,) * 3))
-        seen = model.image_encoder(((pixels / 255 - mean) / std)[None])
-        found.append(seen.pooled if model.pooling is None else model.pooling(seen.map))
-    return torch.cat(found)
+        pixels = dataset[row].pixels[None]
+        rows.append(model.pooled_features(pixels.flip(-1) if mirrored else pixels)[0])
+    return torch.stack(rows)
 
 
-def images_computed(model: CLIPModel, work: Callable[[], object]) -> int:
-    """How many images pass the backbone while ``work`` runs."""
-    passed: list[int] = []
-    hook = model.image_encoder.register_forward_hook(lambda _, x, __: passed.append(len(x[0])))
-    try:
-        work()
-    finally:
-        hook.remove()
-    return sum(passed)
+def lopsided(path: Path) -> None:
+    """A picture that its mirror image is not."""
+    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    pixels[:, :20] //= 4
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=2e-3)  # float16 on disk
-
-
-def test_equals_each_photo_alone(model: CLIPModel, table: CaptionTable, tmp_path: Path) -> None:
-    store = build(model, table, tmp_path)
-    expected = one_by_one(model, table)
-    assert store.plain.dtype == np.float16 and isinstance(store.plain, np.memmap)
-    assert store.all().dtype == torch.float32
-    close(store.all(), expected)
-    close(store.lookup(np.array([5, 5, 23])), expected[[5, 5, 23]])
-    assert len(store) == 24 and store.readable.all()
-
-
-def test_the_heads_input_is_what_the_store_holds(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
+def test_equals_one_image_at_a_time_in_both_views(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the head, kept features give the model's own embeddings."""
-    store = build(model, table, tmp_path)
-    with torch.no_grad():
-        embedded = model.project_image(store.all())
-    whole = model.encode_image([table.path(row) for row in range(24)], precision="fp32")
-    torch.testing.assert_close(embedded, whole, atol=1e-3, rtol=0)
+    monkeypatch.setattr(features_module, "BATCH", 5)
+    for row in range(0, len(table), 3):
+        lopsided(table.path(row))
+    store = build(table, model, tmp_path / "f", mirrored=True)
+    rows = np.arange(len(table))
+    plain, mirrored = slow(table, model), slow(table, model, mirrored=True)
+    found = store.lookup(rows)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, atol=2e-3, rtol=2e-3)  # float16 on disk
+    flipped = store.lookup(rows, np.ones(len(rows), dtype=bool))
+    torch.testing.assert_close(flipped, mirrored, atol=2e-3, rtol=2e-3)
+    assert float((plain - mirrored).abs().max()) > 0.02  # else this would show nothing
+    chosen = np.arange(len(rows)) % 2 == 0
+    mixed = store.lookup(rows[::-1], chosen)
+    expected = torch.where(torch.tensor(chosen)[:, None], flipped.flip(0), found.flip(0))
+    assert torch.equal(mixed, expected)
 
 
-def test_a_pooling_over_the_map_is_part_of_the_features(
+def test_an_image_whose_captions_name_a_side_is_never_mirrored(
+    tmp_path: Path, model: CLIPModel
+) -> None:
+    rows = ["image,caption"]
+    for name, captions in {
+        "a": ["a Left turn", "a road"],
+        "b": ["what is leftover", "bright"],
+        "c": ["a road", "on the right."],
+    }.items():
+        lopsided(tmp_path / f"{name}.png")
+        rows += [f"{name}.png,{caption}" for caption in captions]
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    table = open_source(tmp_path / "t.csv").table("train")
+    kept = {Path(str(table.path(row))).stem: row for row in range(len(table))}
+    store = build(table, model, tmp_path / "f", mirrored=True)
+    everything = np.arange(len(table))
+    plain = store.lookup(everything)
+    flipped = store.lookup(everything, np.ones(len(table), dtype=bool))
+    same = {name: torch.equal(plain[row], flipped[row]) for name, row in kept.items()}
+    expected = {"a": True, "b": False, "c": True}
+    assert same == {name: expected[name] for name in kept} and "b" in kept
+
+
+def test_without_the_mirrored_view_nothing_is_mirrored(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
+) -> None:
+    store = build(table, model, tmp_path)
+    rows = np.arange(len(table))
+    assert torch.equal(store.lookup(rows, np.ones(len(rows), dtype=bool)), store.lookup(rows))
+
+
+def test_the_second_build_never_calls_the_backbone(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int]
+) -> None:
+    first = build(table, model, tmp_path / "f")
+    assert sum(calls) == len(table)
+    again = build(table, model, tmp_path / "f")
+    assert sum(calls) == len(table) and np.array_equal(first.plain, again.plain)
+    build(table, model, tmp_path / "f", mirrored=True)  # takes over the plain view
+    assert sum(calls) == 2 * len(table)
+    build(table, model, tmp_path / "f", mirrored=True)
+    assert sum(calls) == 2 * len(table)
+
+
+@pytest.mark.parametrize("change", ["weights", "statistics", "precision", "photo", "size", "order"])
+def test_any_change_builds_another_store(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int], change: str
+) -> None:
+    build(table, model, tmp_path / "f")
+    calls.clear()
+    precision = "fp32"
+    if change == "weights":
+        with torch.no_grad():
+            next(iter(model.image_encoder.parameters())).mul_(1.01)
+    elif change == "statistics":
+        next(b for n, b in model.image_encoder.named_buffers() if "running_mean" in n).add_(0.01)
+    elif change == "precision":
+        precision = "bf16"
+    elif change == "photo":
+        write_scene(Path(str(table.path(3))), "white", "black", size=44)
+    elif change == "size":
+        model.preprocess = replace(model.preprocess, image_size=24)
+    else:
+        table = table.take_images(list(range(len(table)))[::-1])
+    build(table, model, tmp_path / "f", precision=precision)
+    assert sum(calls) == len(table)
+
+
+def test_the_head_is_no_part_of_the_fingerprint(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int]
+) -> None:
+    build(table, model, tmp_path / "f")
+    torch.nn.init.normal_(next(iter(model.head.parameters())))
+    build(table, model, tmp_path / "f")
+    assert sum(calls) == len(table)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+@pytest.mark.parametrize("view", ["plain", "mirrored"])
+def test_an_interrupted_build_goes_on_and_equals_an_undisturbed_one(
+    table: CaptionTable,
+    model: CLIPModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: list[int],
+    batches: int,
+    view: str,
+) -> None:
+    monkeypatch.setattr(features_module, "BATCH", 5)
+    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
+    table.path(7).write_bytes(b"broken")
+    table.path(21).write_bytes(b"broken")
+    if view == "mirrored":
+        build(table, model, tmp_path / "f")
+    counted, limit = model.pooled_features, len(calls) + batches
+
+    def stops(pixels: Tensor) -> Tensor:
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return counted(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "pooled_features", stops)
+        with pytest.raises(KeyboardInterrupt):
+            build(table, model, tmp_path / "f", mirrored=True)
+    before = len(calls)
+    resumed = build(table, model, tmp_path / "f", mirrored=True)
+    assert len(calls) - before == (5 if view == "mirrored" else 10) - batches
+    whole = build(table, model, tmp_path / "whole", mirrored=True)
+    names = [store.plain.filename for store in (resumed, whole)]  # type: ignore[attr-defined]
+    for name in ("plain.npy", "mirrored.npy"):
+        one, other = (Path(path).with_name(name).read_bytes() for path in names)
+        assert one == other
+
+
+def test_a_broken_photo_is_a_row_of_nan_said_once_and_left_out(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = build(table, model, tmp_path / "f").lookup(np.arange(len(table)))
+    table.path(4).write_bytes(b"broken")
+    table.path(9).unlink()
+    capsys.readouterr()
+    store = build(table, model, tmp_path / "f", mirrored=True)
+    said = capsys.readouterr().err
+    assert said.count("2 unreadable images left out") == 1
+    assert all(said.count(f"{table.path(row)}: ") == 1 for row in (4, 9))
+    assert np.flatnonzero(~store.readable).tolist() == [4, 9]
+    assert np.isnan(store.plain[[4, 9]]).all() and np.isfinite(store.plain[store.readable]).all()
+    assert store.mirrored is not None and np.isnan(store.mirrored[[4, 9]]).all()
+    others = np.flatnonzero(store.readable)
+    torch.testing.assert_close(store.lookup(others), whole[others], atol=1e-3, rtol=1e-3)
+    build(table, model, tmp_path / "f", mirrored=True)
+    assert "unreadable" not in capsys.readouterr().err
+
+
+def test_no_photo_at_all_is_told(table: CaptionTable, model: CLIPModel, tmp_path: Path) -> None:
+    for row in range(len(table)):
+        table.path(row).write_bytes(b"")
+    with pytest.raises(CaptuneError, match=r"no image of squares train.* could be read"):
+        build(table, model, tmp_path / "f")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, training: bool
+) -> None:
+    model.train(training)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    build(table, model, tmp_path / "f", mirrored=True)
+    assert model.training is training and model.image_encoder.training is training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)  # cold or warm, a run draws the same
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_features_that_float16_cannot_hold_are_refused(
+    table: CaptionTable,
+    model: CLIPModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+) -> None:
+    model.train()
+    wrong = torch.full((len(table), model.feature_dim), 1.0)
+    wrong[3, 5] = value
+    monkeypatch.setattr(model, "pooled_features", lambda pixels: wrong)
+    with pytest.raises(CaptuneError, match="not finite in float16") as caught:
+        build(table, model, tmp_path / "f")
+    assert model.backbone_name in str(caught.value)
+    assert model.training
+    monkeypatch.undo()
+    assert np.isfinite(build(table, model, tmp_path / "f").plain).all()
+
+
+def test_a_damaged_store_is_refused_then_built_anew(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int]
+) -> None:
+    path = Path(build(table, model, tmp_path / "f").plain.filename)  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CaptuneError, match="feature store"):
+        build(table, model, tmp_path / "f")
+    build(table, model, tmp_path / "f")
+    assert sum(calls) == 2 * len(table)
+
+
+def test_mean_and_deviation_are_those_of_the_readable(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
+) -> None:
+    table.path(2).write_bytes(b"broken")
+    store = build(table, model, tmp_path / "f")
+    mean, deviation = store.mean_and_deviation()
+    rows = np.asarray(store.plain, dtype=np.float64)[store.readable]
+    assert mean.dtype == deviation.dtype == torch.float32
+    assert mean.numpy() == pytest.approx(rows.mean(0), rel=1e-6)
+    assert deviation.numpy() == pytest.approx(rows.std(0), rel=1e-5, abs=1e-7)
+
+
+def test_mean_and_deviation_over_many_blocks() -> None:
+    rows = np.random.default_rng(0).normal(3, 2, (9000, 7)).astype(np.float16)
+    rows[5000] = np.nan
+    mean, deviation = FeatureStore(rows, None, np.ones(9000, dtype=bool)).mean_and_deviation()
+    kept = rows.astype(np.float64)[np.arange(9000) != 5000]
+    assert mean.numpy() == pytest.approx(kept.mean(0), rel=1e-6)
+    assert deviation.numpy() == pytest.approx(kept.std(0), rel=1e-6)
+
+
+def test_processes_that_decode_change_nothing(
+    tmp_path: Path, model: CLIPModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "BATCH", 4)
+    write_split(tmp_path / "many", "train", 14)
+    table = open_source(tmp_path / "many").table("train")
+    table.path(5).write_bytes(b"broken")
+    one = build(table, model, tmp_path / "one")
+    two = build(table, model, tmp_path / "two", num_workers=2)
+    assert np.array_equal(one.plain, two.plain, equal_nan=True)
+
+
+def test_a_pooling_over_the_map_is_part_of_the_features_and_the_head_goes_on_from_them(
     tiny_resnet: Path, tiny_sentence: Path, table: CaptionTable, tmp_path: Path
 ) -> None:
     model = CLIPModel(
         str(tiny_sentence), image_encoder=str(tiny_resnet), use_attention_pooling=True
     ).eval()
+    assert model.pooling is not None
     with torch.no_grad():
-        for parameter in model.pooling.parameters():  # type: ignore[union-attr]
+        for parameter in model.pooling.parameters():
             parameter.add_(torch.randn_like(parameter))
-    close(build(model, table, tmp_path).all(), one_by_one(model, table))
+        found = build(table, model, tmp_path).all()
+        torch.testing.assert_close(found, slow(table, model), atol=2e-3, rtol=2e-3)
+        embedded = model.project_image(found)
+    paths = [table.path(row) for row in range(len(table))]
+    whole = model.encode_image(paths, precision="fp32")
+    torch.testing.assert_close(embedded, whole, atol=1e-3, rtol=0)
 
 
-def test_mirrored_features_are_those_of_mirrored_pixels(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
+def test_a_part_that_was_frozen_in_eval_mode_stays_so_and_gradients_stay(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
 ) -> None:
-    store = build(model, table, tmp_path, mirrored=True)
-    plain, mirrored = one_by_one(model, table), one_by_one(model, table, mirrored=True)
-    assert float((plain - mirrored).abs().max()) > 0.01  # the test can tell them apart
-    rows = np.array([0, 1, 2, 0])
-    asked = np.array([False, True, True, True])
-    found = store.lookup(rows, asked)
-    close(found, torch.stack([plain[0], mirrored[1], mirrored[2], mirrored[0]]))
-    close(store.lookup(rows), plain[rows])
-    close(store.all(), plain)
+    model.train()
+    next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    modes = [part.training for part in model.modules()]
+    grads = [torch.ones_like(p) for p in model.parameters()]
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        parameter.grad = grad
+    build(table, model, tmp_path)
+    assert [part.training for part in model.modules()] == modes
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        assert parameter.grad is grad and bool((grad == 1).all()) and parameter.requires_grad
 
 
-def test_an_image_with_a_caption_that_names_a_side_is_never_given_mirrored(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
-) -> None:
-    store = build(model, table, tmp_path, mirrored=True)
-    assert np.flatnonzero(~store.flippable).tolist() == [SIDED]
-    rows = np.arange(24)
-    found = store.lookup(rows, np.ones(24, dtype=bool))
-    assert torch.equal(found[SIDED], store.all()[SIDED])
-    assert not torch.equal(found[SIDED - 1], store.all()[SIDED - 1])
-
-
-def test_a_store_without_mirrored_photos_says_so(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
-) -> None:
-    store = build(model, table, tmp_path)
-    rows = np.array([0, 1])
-    assert torch.equal(store.lookup(rows, np.zeros(2, dtype=bool)), store.lookup(rows))
-    with pytest.raises(CaptuneError, match="no mirrored photos"):
-        store.lookup(rows, np.array([False, True]))
-
-
-def test_what_is_on_disk_is_not_computed_again(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
-) -> None:
-    assert images_computed(model, lambda: build(model, table, tmp_path)) == 24
-    assert images_computed(model, lambda: build(model, table, tmp_path)) == 0
-    # The mirrored photos alone are missing.
-    assert images_computed(model, lambda: build(model, table, tmp_path, mirrored=True)) == 24
-    assert images_computed(model, lambda: build(model, table, tmp_path, mirrored=True)) == 0
-    assert images_computed(model, lambda: build(model, table, tmp_path)) == 0
-
-
-def test_the_head_and_other_captions_change_nothing(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
-) -> None:
-    build(model, table, tmp_path)
-    with torch.no_grad():
-        model.head.output.weight.add_(1)  # type: ignore[union-attr,operator]
-    texts = pa.array([text + "!" for text in table.texts()])
-    captions = table.captions.set_column(1, "caption", texts)
-    other = CaptionTable(table.images, captions, table.name, table.split)
-    assert images_computed(model, lambda: build(model, other, tmp_path)) == 0
-
-
-@pytest.mark.parametrize("change", ["weights", "buffer", "precision", "preprocess", "file", "rows"])
-def test_any_change_is_computed_anew(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path, change: str
-) -> None:
-    build(model, table, tmp_path)
-    options = {"precision": "bf16"} if change == "precision" else {}
-    encoder = model.image_encoder
-    if change == "weights":
-        with torch.no_grad():
-            next(iter(encoder.parameters())).add_(1e-4)
-    elif change == "buffer":
-        next(b for name, b in encoder.named_buffers() if name.endswith("running_mean"))[0] += 1e-4
-    elif change == "preprocess":
-        model.preprocess = replace(model.preprocess, image_size=48)
-    elif change == "file":
-        os.utime(table.path(7), (1, 1))
-    elif change == "rows":
-        table = table.take_images(np.arange(24)[::-1])
-    assert images_computed(model, lambda: build(model, table, tmp_path, **options)) == 24
-
-
-def interrupt_after(model: CLIPModel, batches: int) -> Callable[[], None]:
-    """Interrupt the backbone in the batch after so many; returns what lets it work again."""
-    seen: list[int] = []
-
-    def count(*_: object) -> None:
-        if len(seen) == batches:
-            raise KeyboardInterrupt
-        seen.append(1)
-
-    return model.image_encoder.register_forward_pre_hook(count).remove
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batches", [0, 2, 7])
-def test_an_interrupted_build_goes_on(
-    model: CLIPModel,
+def test_an_interrupted_build_names_the_broken_photos_that_it_met(
     table: CaptionTable,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    batches: int,
-    workers: int,
-) -> None:
-    """Five batches for each view: interrupted at the start, in the plain, in the mirrored one."""
-    monkeypatch.setattr(features_module, "BATCH", 5)
-    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
-    again = interrupt_after(model, batches)
-    with pytest.raises(KeyboardInterrupt):
-        build(model, table, tmp_path / "a", mirrored=True, num_workers=workers)
-    again()
-    kept = {0: 0, 2: 10, 7: 24 + 10}[batches]
-    resumed = images_computed(
-        model, lambda: build(model, table, tmp_path / "a", mirrored=True, num_workers=workers)
-    )
-    assert resumed == 48 - kept
-    build(model, table, tmp_path / "b", mirrored=True)
-    files = [sorted((tmp_path / side).glob("*/*.npy")) for side in "ab"]
-    assert [path.name for path in files[0]] == ["mirrored.npy", "plain.npy"]
-    for one, other in zip(*files, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-
-
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
-def test_a_damaged_view_is_refused_then_computed_anew(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path, damage: bytes | None
-) -> None:
-    build(model, table, tmp_path, mirrored=True)
-    (path,) = tmp_path.glob("*/plain.npy")
-    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
-    with pytest.raises(CaptuneError, match=r"feature store .* is damaged"):
-        build(model, table, tmp_path, mirrored=True)
-    # The other view was whole.
-    assert images_computed(model, lambda: build(model, table, tmp_path, mirrored=True)) == 24
-
-
-def test_broken_files_are_named_once_and_left_out(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = one_by_one(model, table)
-    table.path(4).write_bytes(b"no image")
-    table.path(9).unlink()
-    store = build(model, table, tmp_path, mirrored=True)
-    said = capsys.readouterr().err
-    assert "2 unreadable images left out" in said and len(said.splitlines()) == 1
-    assert str(table.path(4)) in said and str(table.path(9)) in said
-    assert np.flatnonzero(~store.readable).tolist() == [4, 9]
-    for mirrored in (False, True):
-        found = store.lookup(np.array([4, 5, 9]), np.full(3, mirrored))
-        assert found.isnan().all(1).tolist() == [True, False, True]  # never replaced
-    close(store.all()[store.readable], expected[store.readable])
-    again = build(model, table, tmp_path)
-    assert capsys.readouterr().err == "" and np.flatnonzero(~again.readable).tolist() == [4, 9]
-
-
-def test_what_an_interrupted_build_found_broken_stays_so(
     model: CLIPModel,
-    table: CaptionTable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(features_module, "BATCH", 5)
     monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
-    table.path(1).unlink()
-    table.path(22).unlink()
-    again = interrupt_after(model, 3)
+    for row in (1, 22):
+        table.path(row).unlink()
+    seen: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    hook = model.image_encoder.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build(model, table, tmp_path)
-    again()
+        build(table, model, tmp_path / "f")
+    hook.remove()
     first = capsys.readouterr().err
-    store = build(model, table, tmp_path)
+    store = build(table, model, tmp_path / "f")
     second = capsys.readouterr().err
     assert np.flatnonzero(~store.readable).tolist() == [1, 22]
     assert str(table.path(1)) in first and str(table.path(1)) not in second
     assert str(table.path(22)) in second and str(table.path(22)) not in first
 
 
-def test_no_readable_photo_is_an_error(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
+def test_an_empty_file_is_damage_and_the_other_view_stays(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int]
 ) -> None:
-    for row in range(24):
-        table.path(row).write_bytes(b"")
-    for _ in range(2):  # what lies on disk by then does not count as a store
-        with pytest.raises(CaptuneError, match=r"no image of .* could be read"):
-            build(model, table, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("factor", "words"),
-    [(float("nan"), "NaN or infinite"), (float("inf"), "NaN or infinite"), (1e9, "ends at 65504")],
-)
-def test_what_float16_cannot_hold_is_refused(
-    model: CLIPModel,
-    table: CaptionTable,
-    tmp_path: Path,
-    factor: float,
-    words: str,
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    hook = model.image_encoder.register_forward_hook(
-        lambda _, __, seen: seen._replace(pooled=seen.pooled * factor)
-    )
-    with pytest.raises(CaptuneError, match=words) as caught:
-        build(model, table, tmp_path)
-    assert model.backbone_name in str(caught.value)
-    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
-    hook.remove()
-    close(build(model, table, tmp_path).all(), one_by_one(model, table))
+    build(table, model, tmp_path / "f", mirrored=True)
+    (path,) = (tmp_path / "f").glob("*/plain.npy")
+    path.write_bytes(b"")
+    with pytest.raises(CaptuneError, match="damaged"):
+        build(table, model, tmp_path / "f", mirrored=True)
+    calls.clear()
+    build(table, model, tmp_path / "f", mirrored=True)
+    assert sum(calls) == len(table)
 
 
 def test_features_of_another_width_than_stated_are_refused(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
 ) -> None:
     model.image_encoder.register_forward_hook(
         lambda _, __, seen: seen._replace(pooled=seen.pooled[:, :7])
     )
     with pytest.raises(CaptuneError, match=r"shape \(24, 7\), stated are 32"):
-        build(model, table, tmp_path)
-
-
-def test_mean_and_deviation_are_those_of_the_readable_photos(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path
-) -> None:
-    table.path(4).unlink()
-    store = build(model, table, tmp_path, mirrored=True)
-    rows = store.all()[torch.from_numpy(store.readable)].double()
-    mean, deviation = store.mean_and_deviation()
-    assert mean.dtype == deviation.dtype == torch.float32
-    torch.testing.assert_close(mean, rows.mean(0).float())
-    torch.testing.assert_close(deviation, rows.std(0, correction=0).float())
-
-
-def test_the_model_is_left_as_it_was(model: CLIPModel, table: CaptionTable, tmp_path: Path) -> None:
-    """BatchNorm computes in eval mode; a part that was frozen so stays frozen, the rest trains."""
-    model.train()
-    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    frozen.eval()
-    modes = [part.training for part in model.modules()]
-    grads = [torch.ones_like(p) for p in model.parameters()]
-    for parameter, grad in zip(model.parameters(), grads, strict=True):
-        parameter.grad = grad
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    store = build(model, table, tmp_path)
-    assert [part.training for part in model.modules()] == modes
-    for parameter, grad in zip(model.parameters(), grads, strict=True):
-        assert parameter.grad is grad and bool((grad == 1).all()) and parameter.requires_grad
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    close(store.all(), one_by_one(model.eval(), table))
-
-
-def test_later_draws_do_not_depend_on_what_was_on_disk(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(features_module, "BATCH", 5)
-    draws = []
-    for _ in range(2):  # computed, then opened
-        torch.manual_seed(3)
-        build(model, table, tmp_path, num_workers=2)
-        draws.append(torch.rand(4))
-    assert torch.equal(*draws)
-
-
-def test_processes_that_decode_change_nothing(
-    model: CLIPModel, table: CaptionTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(features_module, "BATCH", 5)
-    alone = build(model, table, tmp_path / "alone")
-    helped = build(model, table, tmp_path / "helped", num_workers=2)
-    assert torch.equal(alone.all(), helped.all())
+        build(table, model, tmp_path)

@@ -1,4 +1,4 @@
-"""Rows on disk: computed in batches, resumable, whole or not to be opened."""
+"""Rows on disk: computed in batches, gone on with after an interruption, opened only when whole."""
 
 from __future__ import annotations
 
@@ -12,116 +12,150 @@ from captune import rowfile
 from captune.errors import CaptuneError
 from captune.rowfile import Halves, RowFile, Rows
 
-SHAPE = (50, 3)
+SHAPE = (23, 4)
 ORDER = np.random.default_rng(0).permutation(SHAPE[0])
 
 
 def values(rows: Rows) -> Halves:
-    return np.stack([rows, rows**2, -rows], axis=1).astype(np.float16)
+    return (rows[:, None] + np.arange(SHAPE[1]) / 8).astype(np.float16)
 
 
-class Computing:
-    """The values of rows; keeps what it was asked for, and can be told to be interrupted."""
+class Compute:
+    """Notes which rows it is asked for; interrupted before it gives more than ``limit``."""
 
-    def __init__(self, fail_after: int | None = None) -> None:
-        self.asked: list[list[int]] = []
-        self.fail_after = fail_after
+    def __init__(self, limit: int = 10**6) -> None:
+        self.rows: list[int] = []
+        self.limit = limit
 
     def __call__(self, rows: Rows) -> Halves:
-        if self.fail_after is not None and len(self.asked) == self.fail_after:
+        if len(self.rows) + len(rows) > self.limit:
             raise KeyboardInterrupt
-        self.asked.append(rows.tolist())
+        self.rows += rows.tolist()
         return values(rows)
 
 
-def fill(file: RowFile, computing: Computing) -> None:
-    file.fill(ORDER, computing, batch=8, words="counting", unit="row", progress=False)
+def fill(file: RowFile, compute: Compute) -> None:
+    file.fill(ORDER, compute, batch=5, words="rows", unit="row", progress=False)
 
 
-def file_in(folder: Path, *, fingerprint: str = "one", shape: tuple[int, int] = SHAPE) -> RowFile:
-    return RowFile(folder, "numbers", shape, fingerprint)
-
-
-@pytest.fixture(autouse=True)
-def marks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RowFile:
     monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
+    return RowFile(tmp_path, "rows", SHAPE, "one")
 
 
-def test_rows_are_asked_for_in_order_and_each_lies_at_its_number(tmp_path: Path) -> None:
-    computing = Computing()
-    file = file_in(tmp_path)
-    fill(file, computing)
-    assert computing.asked == [ORDER[start : start + 8].tolist() for start in range(0, 50, 8)]
-    found = file.open("numbers")
+def test_every_row_is_computed_once_in_order_and_read_back(file: RowFile) -> None:
+    compute = Compute()
+    fill(file, compute)
+    assert compute.rows == ORDER.tolist()
+    found = file.open("rows")
     assert isinstance(found, np.memmap) and not found.flags.writeable
-    assert np.array_equal(found, values(np.arange(50)))
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers.npy"]
+    assert np.array_equal(found, values(np.arange(SHAPE[0])))
+    assert [path.name for path in file.folder.iterdir()] == ["rows.npy"]
 
 
-@pytest.mark.parametrize("batches", [0, 1, 3, 6])
-def test_an_interrupted_file_cannot_be_opened_and_goes_on(tmp_path: Path, batches: int) -> None:
-    file = file_in(tmp_path)
+@pytest.mark.parametrize("limit", [0, 5, 12, 22])
+def test_an_interrupted_file_is_not_there_and_goes_on(
+    file: RowFile, tmp_path: Path, limit: int
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fill(file, Computing(fail_after=batches))
+        fill(file, Compute(limit))
     assert not file.path.exists()
-    with pytest.raises(CaptuneError, match="the numbers in"):
-        file.open("numbers")
-    computing = Computing()
-    fill(file, computing)
-    assert [row for rows in computing.asked for row in rows] == ORDER[8 * batches :].tolist()
-    undisturbed = RowFile(tmp_path / "other", "numbers", SHAPE, "one")
-    undisturbed.folder.mkdir()
-    fill(undisturbed, Computing())
+    with pytest.raises(CaptuneError, match=r"the rows in .* is damaged"):
+        file.open("rows")
+    rest = Compute()
+    fill(file, rest)
+    assert rest.rows == ORDER.tolist()[limit // 5 * 5 :]
+    (tmp_path / "other").mkdir()
+    undisturbed = RowFile(tmp_path / "other", "rows", SHAPE, "one")
+    fill(undisturbed, Compute())
     assert file.path.read_bytes() == undisturbed.path.read_bytes()
 
 
-def test_between_marks_rows_are_computed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_after_the_last_row_only_the_name_is_left_to_give(
+    file: RowFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 1e9)
+    def fail(*_: object) -> None:
+        raise OSError("no rename")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        # The mark itself is written by os.replace or by Path.replace: make it by hand.
+        patch.setattr(rowfile, "write_json", lambda path, value: path.write_text(json.dumps(value)))
+        with pytest.raises(OSError, match="no rename"):
+            fill(file, Compute())
+    rest = Compute()
+    fill(file, rest)
+    assert rest.rows == [] and np.array_equal(file.open("rows"), values(np.arange(SHAPE[0])))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fingerprint": "two"},
+        {"shape": (23, 5)},
+        {"shape": (24, 4)},
+    ],
+)
+def test_what_another_computation_left_is_not_gone_on_with(
+    file: RowFile, other: dict[str, object]
+) -> None:
+    changed = RowFile(**{**file.__dict__, **other})
     with pytest.raises(KeyboardInterrupt):
-        fill(file_in(tmp_path), Computing(fail_after=4))
-    computing = Computing()
-    fill(file_in(tmp_path), computing)
-    assert len(computing.asked) == 7
+        fill(changed, _Wider(12, changed.shape[1]))
+    compute = Compute()
+    fill(file, compute)
+    assert compute.rows == ORDER.tolist()
+    assert np.array_equal(file.open("rows"), values(np.arange(SHAPE[0])))
 
 
-@pytest.mark.parametrize("change", ["fingerprint", "shape", "mark", "list", "empty", "gone"])
-def test_what_is_not_this_ones_starts_over(tmp_path: Path, change: str) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fill(file_in(tmp_path), Computing(fail_after=3))
-    partial, mark = tmp_path / "partial-numbers.npy", tmp_path / "partial-numbers.json"
-    assert json.loads(mark.read_text())["done"] == 24
-    if change == "shape":
-        np.save(partial, np.zeros((50, 4), dtype=np.float16))
-    elif change == "mark":
-        mark.write_text("{", encoding="utf-8")
-    elif change == "list":
-        mark.write_text("[24]", encoding="utf-8")
-    elif change == "empty":
-        partial.write_bytes(b"")
-    elif change == "gone":
-        partial.unlink()
-    computing = Computing()
-    file = file_in(tmp_path, fingerprint="two" if change == "fingerprint" else "one")
-    fill(file, computing)
-    assert len(computing.asked) == 7
-    assert np.array_equal(file.open("numbers"), values(np.arange(50)))
+class _Wider(Compute):
+    def __init__(self, limit: int, width: int) -> None:
+        super().__init__(limit)
+        self.width = width
+
+    def __call__(self, rows: Rows) -> Halves:
+        super().__call__(rows)
+        return np.full((len(rows), self.width), 7, dtype=np.float16)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "shape", "dtype", "gone"])
-def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
-    file = file_in(tmp_path)
-    fill(file, Computing())
+def test_two_files_of_one_folder_do_not_meet(file: RowFile) -> None:
+    second = RowFile(file.folder, "more", SHAPE, "one")
+    for one in (file, second):
+        with pytest.raises(KeyboardInterrupt):
+            fill(one, Compute(10))
+    rest = Compute()
+    fill(second, rest)
+    assert rest.rows == ORDER.tolist()[10:] and not file.path.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "shape", "type", "absent"])
+def test_a_damaged_file_is_refused(file: RowFile, damage: str) -> None:
+    fill(file, Compute())
     if damage == "cut":
-        file.path.write_bytes(file.path.read_bytes()[:-10])
+        file.path.write_bytes(file.path.read_bytes()[:-9])
     elif damage == "empty":
         file.path.write_bytes(b"")
     elif damage == "shape":
-        np.save(file.path, np.zeros((50, 4), dtype=np.float16))
-    elif damage == "dtype":
+        np.save(file.path, np.zeros((3, 4), dtype=np.float16))
+    elif damage == "type":
         np.save(file.path, np.zeros(SHAPE, dtype=np.float32))
     else:
         file.path.unlink()
-    with pytest.raises(CaptuneError, match=f"the numbers in {tmp_path} is damaged"):
-        file.open("numbers")
+    with pytest.raises(CaptuneError, match=r"the rows in .* is damaged"):
+        file.open("rows")
+
+
+@pytest.mark.parametrize("name", ["partial-rows.npy", "partial-rows.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[10]"])
+def test_what_an_interruption_left_damaged_starts_over(
+    file: RowFile, name: str, content: bytes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill(file, Compute(10))
+    assert (file.folder / name).is_file()
+    (file.folder / name).write_bytes(content)
+    compute = Compute()
+    fill(file, compute)
+    assert compute.rows == ORDER.tolist()
+    assert np.array_equal(file.open("rows"), values(np.arange(SHAPE[0])))

@@ -42,9 +42,9 @@ class Config(Mapping[str, Any]):
     use_attention_pooling: bool = _key(False, "experimental: attention pooling (_attn)")
     generalised_pooling: bool = _key(False, "generalised-mean pooling with a learnt exponent")
     hidden_dim: int = _key(1024, "width of the projection head's hidden layer", low=1)
-    dropout: float = _key(0.5, "share of the head's hidden units left out", low=0.0, below=1.0)
+    dropout: float = _key(0.7, "share of the head's hidden units left out", low=0.0, below=1.0)
     feature_dropout: float = _key(0.3, "share of the features left out", low=0.0, below=1.0)
-    standardise_features: bool = _key(True, "pooled features to mean 0 and deviation 1")
+    standardise_features: bool = _key(False, "pooled features to mean 0 and deviation 1")
     text_adapter: bool = _key(False, "a linear layer after the text tower, first the identity")
     image_size: int = _key(0, "side of the input in pixels; 0 = the image tower's own", low=0)
 
@@ -54,7 +54,7 @@ class Config(Mapping[str, Any]):
     temperature: float = _key(0.07, "the loss's temperature, or its first value", above=0.0)
     learn_temperature: bool = _key(True, "train the temperature too, kept between 0.01 and 0.5")
     captions_per_image: int = _key(0, "captions of an image in a step; 0 = all", low=0)
-    bank_negatives: int = _key(8192, "random captions of all as further negatives a step", low=0)
+    bank_negatives: int = _key(2048, "random captions of all as further negatives a step", low=0)
     image_queue: int = _key(0, "embeddings of recent images as further negatives", low=0)
     duplicate_threshold: float = _key(
         0.9, "captions as alike as this (cosine) are no negatives; 0 = all are", low=0.0, high=1.0
@@ -70,8 +70,8 @@ class Config(Mapping[str, Any]):
     )
 
     # Stage 1: the head alone, on kept features.
-    head_epochs: int = _key(40, "passes of stage 1; 0 = no stage 1", low=0)
-    head_batch_size: int = _key(256, "images a step of stage 1", low=2)
+    head_epochs: int = _key(30, "passes of stage 1; 0 = no stage 1", low=0)
+    head_batch_size: int = _key(128, "images a step of stage 1", low=2)
     head_learning_rate: float = _key(1e-3, "AdamW's peak rate in stage 1", above=0.0)
     freeze_backbone: bool = _key(False, "stop after stage 1")
 

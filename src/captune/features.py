@@ -96,15 +96,10 @@ class FeatureStore:
         """Image rows ``(B,)`` to features ``(B, F)`` fp32, those of ``mirrored (B,)`` mirrored.
 
         An image with a caption that says left or right is never given mirrored; one that could
-        not be read is NaN.
-
-        Raises:
-            CaptuneError: mirrored ones of a store without them.
+        not be read is NaN. A store without the mirrored view gives plain ones.
         """
         found = self.plain[rows].astype(np.float32)
-        if mirrored is not None and mirrored.any():
-            if self.mirrored is None:
-                raise CaptuneError("the feature store has no mirrored photos: build it with them")
+        if mirrored is not None and self.mirrored is not None:
             chosen = mirrored & self.flippable[rows]
             found[chosen] = self.mirrored[rows[chosen]]
         return torch.from_numpy(found)
@@ -241,9 +236,9 @@ class _FeatureJob:
         if not largest <= LARGEST:
             found = f"up to {largest:.3g}" if np.isfinite(largest) else "NaN or infinite"
             raise CaptuneError(
-                f"{who} gave features {found} in {self.precision}; float16, in which they are "
-                f"kept, ends at {LARGEST:.0f}: train without stage 1 (head_epochs=0, "
-                "standardise_features=false)"
+                f"{who} gave features that are not finite in float16, in which they are kept "
+                f"({found} in {self.precision}, float16 ends at {LARGEST:.0f}): train without "
+                "stage 1 (head_epochs=0, standardise_features=false)"
             )
         return pooled.astype(np.float16)
 

@@ -36,7 +36,6 @@ TOWERS: dict[str, Towers] = {
         # Its projection is trained already, takes features as they are, and knows no dropout.
         values={
             "head_epochs": 0,
-            "standardise_features": False,
             "dropout": 0.0,
             "feature_dropout": 0.0,
         },
@@ -89,7 +88,6 @@ RECIPES: dict[str, Recipe] = {
             "bank_negatives": 0,
             "duplicate_threshold": 0.0,
             "learn_temperature": False,
-            "standardise_features": False,
             "dropout": 0.0,
             "feature_dropout": 0.0,
             "augment": False,

@@ -90,7 +90,7 @@ def test_train_prints_exactly_one_json_object(
     printed, said = capfd.readouterr()
     metrics = json.loads(printed)
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    assert "recipe plain" in said and "epoch 1/1" in said
+    assert "recipe best" in said and "epoch 30/31" in said and "epoch 31/31" in said
 
 
 def test_evaluate_prints_exactly_the_object_of_its_file(

@@ -22,7 +22,14 @@ def test_ctrl_c_saves_and_resume_finishes(
     command = [
         *(sys.executable, "-m", "captune", "train", str(coco), "--out", str(out)),
         *(f"image_encoder={tiny_resnet}", f"text_encoder={tiny_sentence}"),
-        *("batch_size=8", "num_epochs=60", "num_workers=1", "log_with=none", "precision=fp32"),
+        *(
+            "recipe=plain",
+            "batch_size=8",
+            "num_epochs=60",
+            "num_workers=1",
+            "log_with=none",
+            "precision=fp32",
+        ),
     ]
     with open(tmp_path / "log", "wb") as log:
         training = subprocess.Popen(

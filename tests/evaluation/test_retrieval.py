@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,18 @@ from captune.evaluation.retrieval import evaluate_retrieval, search_images
 from captune.models import CLIPModel
 
 DIMENSION = 6
+
+
+class Frozen:
+    """A model that gives the text tower's embeddings as they are, or through an adapter."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, adapter: Callable[[Tensor], Tensor] = lambda text: text) -> None:
+        self.project_text = adapter
+
+
+NO_ADAPTER: Any = Frozen()
 
 
 def uneven_table(images: int) -> CaptionTable:
@@ -77,7 +91,7 @@ def test_metrics_equal_a_slow_loop_from_the_definition(rows: list[int]) -> None:
     table = uneven_table(23)
     bank = random_bank(table.captions.num_rows)
     embeddings = embeddings_of(rows, unreadable=23 - len(rows))
-    found = evaluate_retrieval(table, embeddings, bank)
+    found = evaluate_retrieval(NO_ADAPTER, table, embeddings, bank)
     texts = [(row / np.linalg.norm(row)).tolist() for row in bank.embeddings.astype(np.float64)]
     vectors = dict(zip(rows, embeddings.vectors.double().tolist(), strict=True))
     expected = slow_metrics(table, vectors, texts)
@@ -92,7 +106,10 @@ def test_metrics_equal_a_slow_loop_from_the_definition(rows: list[int]) -> None:
 def test_captions_of_unreadable_images_are_left_out_and_the_images_counted() -> None:
     table = uneven_table(8)
     found = evaluate_retrieval(
-        table, embeddings_of([0, 1, 2, 4, 5, 6], 2), random_bank(table.captions.num_rows)
+        NO_ADAPTER,
+        table,
+        embeddings_of([0, 1, 2, 4, 5, 6], 2),
+        random_bank(table.captions.num_rows),
     )
     # Images 3 and 7 have four captions each, of 1 + 2 + 3 + 4 twice.
     assert (found["images"], found["captions"], found["unreadable_images"]) == (6, 12, 2)
@@ -101,10 +118,26 @@ def test_captions_of_unreadable_images_are_left_out_and_the_images_counted() -> 
 def test_the_result_names_its_data_and_the_very_captions_it_is_of() -> None:
     table = uneven_table(8)
     found = evaluate_retrieval(
-        table, embeddings_of(list(range(8))), random_bank(table.captions.num_rows)
+        NO_ADAPTER, table, embeddings_of(list(range(8))), random_bank(table.captions.num_rows)
     )
     assert (found["data"], found["split"]) == ("made", "val")
     assert found["split_digest"] == uneven_table(8).digest != uneven_table(9).digest
+
+
+def test_captions_are_compared_through_the_models_text_adapter() -> None:
+    table = uneven_table(8)
+    bank = random_bank(table.captions.num_rows)
+    turned = torch.linalg.qr(torch.randn(bank.dimension, bank.dimension)).Q
+    embeddings = embeddings_of(list(range(8)))
+    adapted: Any = Frozen(lambda text: text @ turned)
+    by_hand = CaptionBank(
+        (bank.embeddings.astype(np.float32) @ turned.numpy()).astype(np.float16),
+        bank.row_of_caption,
+        "turned",
+    )
+    found = evaluate_retrieval(adapted, table, embeddings, bank)
+    assert found == evaluate_retrieval(NO_ADAPTER, table, embeddings, by_hand)
+    assert found != evaluate_retrieval(NO_ADAPTER, table, embeddings, bank)
 
 
 class FixedText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Augmentation:
     def least_side(self, size: int) -> int:
         """The ``least_side`` to decode with, so that small crops are not blown up from a
         thumbnail: crops of half the area and more need no more than the plain ``size``."""
-        return int(round(size * max(1.0, (CROP_SCALE[0] / self.crop_scale) ** 0.5)))
+        return round(size * max(1.0, math.sqrt(CROP_SCALE[0] / self.crop_scale)))
 
     def apply(
         self, image: Image.Image, size: int, rng: np.random.Generator, *, flip_allowed: bool

@@ -150,7 +150,7 @@ class _Fit:
         scheduler = warmup_cosine(
             optimizer, warmup_steps=self.run.config.warmup_steps, total_steps=total
         )
-        # fp16 would unscale the gradients for each optimiser it knows, so the head twice in stage 2.
+        # fp16 unscales gradients for each optimiser it knows: the head's twice in stage 2.
         self.accelerator.free_memory()
         prepared = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.parts = TrainingParts(

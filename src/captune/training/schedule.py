@@ -58,4 +58,4 @@ def training_side(epoch: int, epochs: int, full: int) -> int:
     if epoch >= growing:
         return full
     side = full / 2 * (1 + max(0, epoch) / growing)
-    return min(full, max(32, 16 * round(side / 16)))
+    return min(full, max(32, 16 * int(side / 16 + 0.5)))  # round() would take 2.5 to 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captune.bank import CaptionBank
@@ -15,11 +16,12 @@ from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.layers import encoder_layers
+from captune.errors import CaptuneError
 from captune.features import FeatureStore
 from captune.losses import ContrastiveLoss, Criterion
 from captune.models import CLIPModel
 from captune.training.feature_batches import FeatureBatches
-from captune.training.loader import Batches, make_loader
+from captune.training.loader import Batches, crop_side, make_loader
 from captune.training.schedule import planned_epochs
 
 HEAD, WHOLE = 1, 2
@@ -183,6 +185,8 @@ class Plan:
     def _photos(self, place: int) -> Batches:
         """Batches of the training (0) or validation (1) split from the photos."""
         config, training = self.config, place == 0
+        if training:
+            self._check_sides()
         drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         dataset = COCOClipDataset(
             table=(self.train, self.val)[place],
@@ -191,6 +195,28 @@ class Plan:
             seed=config.seed,
         )
         return make_loader(dataset, self.banks[place], config, shuffle=training)
+
+    @torch.no_grad()
+    def _check_sides(self) -> None:
+        """Try every crop side at once: a ViT with fixed positions takes one side only.
+
+        Raises:
+            CaptuneError: the image tower refuses a side that the config asks for.
+        """
+        config, model = self.config, self.model
+        own = model.preprocess.image_size
+        epochs = range(config.head_epochs, planned_epochs(config))
+        for side in sorted({crop_side(epoch, config, own) for epoch in epochs} - {own}):
+            was_training = model.training
+            try:
+                model.eval().pooled_features(torch.zeros(1, 3, side, side, device=model.device))
+            except (ValueError, RuntimeError) as error:
+                raise CaptuneError(
+                    f"the image tower takes {own}-pixel photos only, not {side}: leave out "
+                    f"train_image_size and progressive_resizing ({str(error).splitlines()[0]})"
+                ) from None
+            finally:
+                model.train(was_training)
 
     def _store(self, table: CaptionTable, *, mirrored: bool) -> FeatureStore:
         return FeatureStore.build(
