@@ -261,8 +261,9 @@ def test_features_that_float16_cannot_hold_are_refused(
     wrong = torch.full((len(table), model.feature_dim), 1.0)
     wrong[3, 5] = value
     monkeypatch.setattr(model, "pooled_features", lambda pixels: wrong)
-    with pytest.raises(CaptuneError, match="not finite in float16"):
+    with pytest.raises(CaptuneError, match="not finite in float16") as caught:
         build(table, model, tmp_path / "f")
+    assert model.backbone_name in str(caught.value)
     assert model.training
     monkeypatch.undo()
     assert np.isfinite(build(table, model, tmp_path / "f").plain).all()
@@ -310,3 +311,89 @@ def test_processes_that_decode_change_nothing(
     one = build(table, model, tmp_path / "one")
     two = build(table, model, tmp_path / "two", num_workers=2)
     assert np.array_equal(one.plain, two.plain, equal_nan=True)
+
+
+def test_a_pooling_over_the_map_is_part_of_the_features_and_the_head_goes_on_from_them(
+    tiny_resnet: Path, tiny_sentence: Path, table: CaptionTable, tmp_path: Path
+) -> None:
+    model = CLIPModel(
+        str(tiny_sentence), image_encoder=str(tiny_resnet), use_attention_pooling=True
+    ).eval()
+    assert model.pooling is not None
+    with torch.no_grad():
+        for parameter in model.pooling.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        found = build(table, model, tmp_path).all()
+        torch.testing.assert_close(found, slow(table, model), atol=2e-3, rtol=2e-3)
+        embedded = model.project_image(found)
+    paths = [table.path(row) for row in range(len(table))]
+    whole = model.encode_image(paths, precision="fp32")
+    torch.testing.assert_close(embedded, whole, atol=1e-3, rtol=0)
+
+
+def test_a_part_that_was_frozen_in_eval_mode_stays_so_and_gradients_stay(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
+) -> None:
+    model.train()
+    next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    modes = [part.training for part in model.modules()]
+    grads = [torch.ones_like(p) for p in model.parameters()]
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        parameter.grad = grad
+    build(table, model, tmp_path)
+    assert [part.training for part in model.modules()] == modes
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        assert parameter.grad is grad and bool((grad == 1).all()) and parameter.requires_grad
+
+
+def test_an_interrupted_build_names_the_broken_photos_that_it_met(
+    table: CaptionTable,
+    model: CLIPModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(features_module, "BATCH", 5)
+    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
+    for row in (1, 22):
+        table.path(row).unlink()
+    seen: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    hook = model.image_encoder.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(table, model, tmp_path / "f")
+    hook.remove()
+    first = capsys.readouterr().err
+    store = build(table, model, tmp_path / "f")
+    second = capsys.readouterr().err
+    assert np.flatnonzero(~store.readable).tolist() == [1, 22]
+    assert str(table.path(1)) in first and str(table.path(1)) not in second
+    assert str(table.path(22)) in second and str(table.path(22)) not in first
+
+
+def test_an_empty_file_is_damage_and_the_other_view_stays(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path, calls: list[int]
+) -> None:
+    build(table, model, tmp_path / "f", mirrored=True)
+    (path,) = (tmp_path / "f").glob("*/plain.npy")
+    path.write_bytes(b"")
+    with pytest.raises(CaptuneError, match="damaged"):
+        build(table, model, tmp_path / "f", mirrored=True)
+    calls.clear()
+    build(table, model, tmp_path / "f", mirrored=True)
+    assert sum(calls) == len(table)
+
+
+def test_features_of_another_width_than_stated_are_refused(
+    table: CaptionTable, model: CLIPModel, tmp_path: Path
+) -> None:
+    model.image_encoder.register_forward_hook(
+        lambda _, __, seen: seen._replace(pooled=seen.pooled[:, :7])
+    )
+    with pytest.raises(CaptuneError, match=r"shape \(24, 7\), stated are 32"):
+        build(table, model, tmp_path)

@@ -129,11 +129,13 @@ def test_two_files_of_one_folder_do_not_meet(file: RowFile) -> None:
     assert rest.rows == ORDER.tolist()[10:] and not file.path.exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "type", "absent"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "shape", "type", "absent"])
 def test_a_damaged_file_is_refused(file: RowFile, damage: str) -> None:
     fill(file, Compute())
     if damage == "cut":
         file.path.write_bytes(file.path.read_bytes()[:-9])
+    elif damage == "empty":
+        file.path.write_bytes(b"")
     elif damage == "shape":
         np.save(file.path, np.zeros((3, 4), dtype=np.float16))
     elif damage == "type":
@@ -142,3 +144,18 @@ def test_a_damaged_file_is_refused(file: RowFile, damage: str) -> None:
         file.path.unlink()
     with pytest.raises(CaptuneError, match=r"the rows in .* is damaged"):
         file.open("rows")
+
+
+@pytest.mark.parametrize("name", ["partial-rows.npy", "partial-rows.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[10]"])
+def test_what_an_interruption_left_damaged_starts_over(
+    file: RowFile, name: str, content: bytes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill(file, Compute(10))
+    assert (file.folder / name).is_file()
+    (file.folder / name).write_bytes(content)
+    compute = Compute()
+    fill(file, compute)
+    assert compute.rows == ORDER.tolist()
+    assert np.array_equal(file.open("rows"), values(np.arange(SHAPE[0])))

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import signal
 import sys
 
 import torch
@@ -62,6 +63,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def loader_workers(requested: int) -> int:
     """Processes that decode images: as asked for, else one core is left to the training step."""
     return requested if requested >= 0 else max(1, min(8, (os.cpu_count() or 1) - 1))
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one shall act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @functools.cache

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from captune.console import say, some
 from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset, names_sides
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers
+from captune.device import (
+    autocast,
+    choose_precision,
+    ignore_interrupt,
+    keep_freed_memory,
+    loader_workers,
+)
 from captune.errors import CaptuneError
 from captune.files import cache_dir
 from captune.preprocess import Preprocess
@@ -29,6 +36,7 @@ from captune.rowfile import Halves, RowFile, Rows
 VERSION = 1
 BATCH = 64
 VIEWS = ("plain", "mirrored")
+LARGEST = float(np.finfo(np.float16).max)
 
 
 class Backbone(Protocol):
@@ -39,6 +47,11 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
+        ...
+
+    @property
+    def backbone_name(self) -> str:
+        """How it is called in errors."""
         ...
 
     @property
@@ -75,10 +88,15 @@ class FeatureStore:
         """``(N,)``: whether the photo could be read."""
         return ~np.isnan(np.asarray(self.plain[:, 0]))
 
+    def all(self) -> Tensor:
+        """``(N, F)`` fp32 features of all images, not mirrored."""
+        return torch.from_numpy(self.plain.astype(np.float32))
+
     def lookup(self, rows: Rows, mirrored: npt.NDArray[np.bool_] | None = None) -> Tensor:
         """Image rows ``(B,)`` to features ``(B, F)`` fp32, those of ``mirrored (B,)`` mirrored.
 
-        An image with a caption that says left or right is never given mirrored.
+        An image with a caption that says left or right is never given mirrored; one that could
+        not be read is NaN. A store without the mirrored view gives plain ones.
         """
         found = self.plain[rows].astype(np.float32)
         if mirrored is not None and self.mirrored is not None:
@@ -87,7 +105,11 @@ class FeatureStore:
         return torch.from_numpy(found)
 
     def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
-        """``(F,)`` each, fp32, over the readable images."""
+        """``(F,)`` each, fp32, over the readable images as they are, not mirrored.
+
+        The deviation of a channel that never moves is 0: what divides by it sets a floor
+        (:meth:`captune.encoders.head.ProjectionHead.set_statistics`).
+        """
         total, squares, count = np.zeros(self.plain.shape[1]), np.zeros(self.plain.shape[1]), 0
         for start in range(0, len(self), 4096):
             block = self.plain[start : start + 4096].astype(np.float64)
@@ -116,14 +138,15 @@ class FeatureStore:
 
         Args:
             table: N images.
-            backbone: frozen, on its device; it is put into eval mode meanwhile.
+            backbone: frozen, on its device; meanwhile all of it is in eval mode.
             mirrored: also the mirrored photos.
             cache: folder of stores; default ``$CAPTUNE_CACHE/features``.
             precision: ``auto`` computes in bf16 where that is native.
             num_workers: processes that decode; -1 by the machine.
 
         Raises:
-            CaptuneError: no photo can be read, or a feature is not finite in float16.
+            CaptuneError: no photo can be read, features that float16 cannot hold, or what lies on
+                disk is damaged (it is deleted, so the next build makes it anew).
         """
         keep_freed_memory(backbone.device)
         precision = choose_precision(precision, backbone.device)
@@ -160,54 +183,66 @@ class _FeatureJob:
         self.precision = precision
         self.workers = workers
         self.broken: list[str] = []
-        self._decoded: Iterator[list[Sample | UnreadableImageError]] | None = None
+        self._decoded: Iterator[_Decoded] | None = None
 
     def fill(self, file: RowFile, progress: bool) -> None:
         """Compute the view that ``file`` lacks."""
-        module: Any = self.backbone
-        was_training = module.training
-        module.eval()
         try:
-            file.fill(
-                np.arange(len(self.table), dtype=np.int64),
-                self._features,
-                batch=BATCH,
-                words=f"features of photos, {self.view}",
-                unit="image",
-                progress=progress,
-            )
-        finally:
-            module.train(was_training)
-        if self.broken and self.view == VIEWS[0]:  # the mirrored view meets the same ones
-            number = len(self.broken)
-            say(
-                f"{self.table.describe()}: {number} unreadable images left out: {some(self.broken)}"
-            )
+            with _evaluating(cast(nn.Module, self.backbone)):
+                file.fill(
+                    np.arange(len(self.table), dtype=np.int64),
+                    self._features,
+                    batch=BATCH,
+                    words=f"features of photos, {self.view}",
+                    unit="image",
+                    progress=progress,
+                )
+        finally:  # what goes on after an interruption reads only the rest, and names only that
+            if self.broken and self.view == VIEWS[0]:
+                number = len(self.broken)
+                say(
+                    f"{self.table.describe()}: {number} unreadable images left out: "
+                    f"{some(self.broken)}"
+                )
 
     @torch.no_grad()
     def _features(self, rows: Rows) -> Halves:
         """Rows come in order, so decoding runs ahead of them from the first that is asked for."""
         if self._decoded is None:
             self._decoded = self._decode(int(rows[0]))
-        items = next(self._decoded)
-        self.broken += [str(item) for item in items if isinstance(item, UnreadableImageError)]
-        good = [place for place, item in enumerate(items) if isinstance(item, Sample)]
+        places, pixels, broken = next(self._decoded)
+        self.broken += broken
         found = np.full((len(rows), self.backbone.feature_dim), np.nan, dtype=np.float16)
-        if good:
-            pixels = torch.stack([items[place].pixels for place in good])  # type: ignore[union-attr]
+        if places:
             pixels = pixels.flip(-1) if self.view == "mirrored" else pixels
             with autocast(self.backbone.device, self.precision):
                 pooled = self.backbone.pooled_features(pixels.to(self.backbone.device))
-            halves = pooled.float().cpu().numpy().astype(np.float16)
-            if not np.isfinite(halves).all():
-                raise CaptuneError(
-                    "the image encoder gave features that are not finite in float16: train "
-                    "without stage 1 (head_epochs=0, standardise_features=false)"
-                )
-            found[good] = halves
+            found[places] = self._halves(pooled.float().cpu().numpy())
         return found
 
-    def _decode(self, first: int) -> Iterator[list[Sample | UnreadableImageError]]:
+    def _halves(self, pooled: npt.NDArray[np.float32]) -> Halves:
+        """``(n, F)`` in float16.
+
+        Raises:
+            CaptuneError: of another form, or what float16 cannot hold.
+        """
+        who = f"image encoder {self.backbone.backbone_name}"
+        if pooled.ndim != 2 or pooled.shape[1] != self.backbone.feature_dim:
+            raise CaptuneError(
+                f"{who} gave features of shape {pooled.shape}, stated are "
+                f"{self.backbone.feature_dim} for each image"
+            )
+        largest = float(np.abs(pooled).max())  # NaN where one is
+        if not largest <= LARGEST:
+            found = f"up to {largest:.3g}" if np.isfinite(largest) else "NaN or infinite"
+            raise CaptuneError(
+                f"{who} gave features that are not finite in float16, in which they are kept "
+                f"({found} in {self.precision}, float16 ends at {LARGEST:.0f}): train without "
+                "stage 1 (head_epochs=0, standardise_features=false)"
+            )
+        return pooled.astype(np.float16)
+
+    def _decode(self, first: int) -> Iterator[_Decoded]:
         dataset = COCOClipDataset(table=self.table, image_size=self.backbone.preprocess.image_size)
         keys = [DrawKey(row, 0, 0) for row in range(first, len(self.table))]
         batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
@@ -217,10 +252,42 @@ class _FeatureJob:
                 SkippingDataset(dataset),
                 batch_sampler=batches,
                 num_workers=workers,
-                collate_fn=list,
-                generator=torch.Generator(),  # the run's own draws do not depend on this build
+                collate_fn=_collate,
+                worker_init_fn=ignore_interrupt,
+                # A loader draws from the global generator when it starts; the training that
+                # follows must be the same whether the features were on disk or not.
+                generator=torch.Generator(),
             )
         )
+
+
+class _Decoded(NamedTuple):
+    """A batch: ``places`` of the n photos in it that could be read, their ``pixels (n, 3, S, S)``
+    uint8, and what was ``broken``."""
+
+    places: list[int]
+    pixels: Tensor
+    broken: list[str]
+
+
+def _collate(items: list[Sample | UnreadableImageError]) -> _Decoded:
+    # One tensor for a batch: each that comes from a loader process is an open file.
+    good = {place: item.pixels for place, item in enumerate(items) if isinstance(item, Sample)}
+    pixels = torch.stack(list(good.values())) if good else torch.empty(0, 3, 1, 1).byte()
+    broken = [str(item) for item in items if isinstance(item, UnreadableImageError)]
+    return _Decoded(list(good), pixels, broken)
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """``module`` in eval mode; afterwards each part as it was: some may have been frozen so."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _fingerprint(table: CaptionTable, backbone: Backbone, precision: str) -> str:

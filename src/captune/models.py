@@ -162,6 +162,11 @@ class CLIPModel(nn.Module):
 
     # -- public encoders --------------------------------------------------------------------
     @property
+    def backbone_name(self) -> str:
+        """How the image tower is called."""
+        return cast(ImageEncoder, self.image_encoder).name
+
+    @property
     def feature_dim(self) -> int:
         """C, of the backbone's features."""
         return cast(ImageEncoder, self.image_encoder).feature_dim

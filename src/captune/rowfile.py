@@ -94,12 +94,13 @@ class RowFile:
         try:
             position = json.loads(self._mark.read_text(encoding="utf-8"))
             array = np.load(self._partial, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):  # numpy's word for an empty file
             return 0
-        same = position.get("fingerprint") == self.fingerprint and array.shape == self.shape
-        done = int(position["done"]) if same and array.dtype == np.float16 else 0
+        same = array.shape == self.shape and array.dtype == np.float16
         array._mmap.close()
-        return done
+        if not (same and isinstance(position, dict)):
+            return 0
+        return int(position["done"]) if position.get("fingerprint") == self.fingerprint else 0
 
     def open(self, what: str) -> Halves:
         """The whole array, memory-mapped, read only.
@@ -109,7 +110,7 @@ class RowFile:
         """
         try:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise CaptuneError(f"the {what} in {self.folder} is damaged ({error})") from None
         if array.shape != self.shape or array.dtype != np.float16:
             if isinstance(array, np.memmap):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +21,7 @@ from captune.data.dataset import (
 )
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import loader_workers
+from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.training.captions import CaptionDraw
@@ -102,7 +101,7 @@ class BatchLoader:
             collate_fn=_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=ignore_interrupt,
             pin_memory=torch.cuda.is_available(),
             # Else each start of an epoch draws from the global state: a resumed epoch once more.
             generator=torch.Generator(),
@@ -270,8 +269,3 @@ def _collate(
     images = torch.tensor([s.image for s in good], dtype=torch.int64)
     caption_rows = torch.tensor([s.caption_row for s in good], dtype=torch.int64)
     return pixels, images, caption_rows, broken
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one shall act on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
