@@ -384,22 +384,35 @@ def shuffled(table: CaptionTable, seed: int) -> CaptionTable:
 def test_shuffled_captions_score_chance(tables: Tables, best: Config, tmp_path: Path) -> None:
     """What is learnt comes from the pairs. 8 images of 5 captions by chance: an rsum of 315."""
     config = best.replace(
-        head_epochs=15, num_epochs=15, learning_rate=3e-3, patience=0, augment=False
+        head_epochs=15,
+        num_epochs=25,
+        learning_rate=3e-3,
+        patience=0,
+        augment=False,  # so few weights have no chance to fit more than the photos themselves
+        dropout=0.0,
     )
     right = fit(*tables, out=tmp_path / "right", config=config).history()
-    wrong = [
-        fit(shuffled(tables[0], seed), tables[1], out=tmp_path / str(seed), config=config).history()
-        for seed in range(2)
-    ]
-    last = [np.mean([row["rsum"] for row in history[-5:]]) for history in (right, *wrong)]
-    assert last[0] > 420, last
-    assert abs(np.mean(last[1:]) - 315) < 75 and last[0] > max(last[1:]) + 40, last
+    pairs = (shuffled(tables[0], seed=0), tables[1])
+    wrong = fit(*pairs, out=tmp_path / "wrong", config=config).history()
+    learnt, chance = (np.mean([row["rsum"] for row in rows[-5:]]) for rows in (right, wrong))
+    assert learnt > 450 and chance < 380, (learnt, chance)
+
+
+def test_a_queue_of_images_does_not_keep_it_from_learning(
+    tables: Tables, best: Config, tmp_path: Path
+) -> None:
+    """Told by recall: its loss rises while the queue fills, and counts embeddings that are old."""
+    calm = {"augment": False, "dropout": 0.0, "patience": 0, "learning_rate": 3e-3}
+    config = best.replace(head_epochs=15, num_epochs=15, image_queue=16, **calm)
+    history = fit(*tables, out=tmp_path / "run", config=config).history()
+    assert all(math.isfinite(row["train_loss"]) for row in history)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert np.mean([row["rsum"] for row in history[-5:]]) > 420
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"image_queue": 16},
         {"loss": "siglip", "temperature": 0.1},
         {"soft_targets": 0.2},
         {"hard_negatives": 0.5},
@@ -414,15 +427,15 @@ def test_shuffled_captions_score_chance(tables: Tables, best: Config, tmp_path: 
 def test_every_choice_learns(
     tables: Tables, best: Config, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = best.replace(head_epochs=6, num_epochs=4, **changes)
+    calm = {"augment": False, "dropout": 0.0, "patience": 0}  # nothing but learning moves the loss
+    config = best.replace(head_epochs=8, num_epochs=8, **calm, **changes)
     history = fit(*tables, out=tmp_path / "run", config=config).history()
-    assert len(history) >= 9  # patience may end it
+    assert len(history) == 16
     for stage in (1, 2):
         losses = [row["train_loss"] for row in history if row["stage"] == stage]
         assert all(math.isfinite(loss) for loss in losses)
-        # Hard negatives and a full queue come in during the first epoch: it is another loss then.
-        changing = {"hard_negatives", "image_queue"} & set(changes)
-        first = losses[1] if changing else losses[0]
+        # Hard negatives come in after the first epoch and make the loss another one.
+        first = losses[1] if "hard_negatives" in changes else losses[0]
         assert losses[-1] < first, losses
 
 
