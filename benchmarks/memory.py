@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel
 
-from captune import CLIPModel, InfoNCELoss, fit, open_source
+from captune import CLIPModel, InfoNCELoss, device, fit, open_source
 from captune.config import Config
 from captune.encoders.image import TransformersImageEncoder
 from captune.preprocess import Preprocess
@@ -129,6 +130,7 @@ def measure(folder: Path) -> dict[str, Any]:
     write_coco(folder / "coco")
     # The whole image tower: stage 1 before it reads rows of a file and holds far less.
     config = Config(log_with="none", head_epochs=0)
+    device.MEMORY_TO_SPARE = math.inf  # this machine may have memory to spare; a Colab has not
     with PeakMemory() as peak:
         table = open_source(folder / "coco").table("train")
         tower = TransformersImageEncoder(
@@ -148,6 +150,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "image_size": 224,
         "trainable_parameters": sum(p.numel() for p in model.parameters()),
         "device": str(model.device),
+        "precision": device.choose_precision(config.precision, model.device),
         "peak_memory_gb": round(peak.bytes / 1e9, 2),
         "peak_device_memory_gb": None if device_bytes is None else round(device_bytes / 1e9, 2),
         "torch": torch.__version__,

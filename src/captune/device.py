@@ -9,7 +9,10 @@ import os
 import signal
 import sys
 
+import psutil
 import torch
+
+MEMORY_TO_SPARE = 20e9  # bytes; a free Colab has 12 GB, and needs them
 
 
 def best_device(name: str = "auto") -> torch.device:
@@ -76,9 +79,12 @@ def keep_freed_memory(device: torch.device) -> None:
 
     glibc hands every large block back to the system and has it mapped and zeroed again page by
     page: on the CPU that can take a training step longer than its arithmetic does. Nothing happens
-    for other devices, or where the C library is another one.
+    for other devices, where the C library is another one, and where memory is short: what is kept
+    has gaps, and a training may then hold half as much again.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return
+    if psutil.virtual_memory().total < MEMORY_TO_SPARE:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is None:
