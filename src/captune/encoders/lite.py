@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from captune.encoders.contract import Features
+from captune.encoders.depthwise import DepthwiseConv2d
 from captune.errors import CaptuneError, MissingExtraError, nearest
 from captune.preprocess import Preprocess
 
@@ -75,6 +76,8 @@ class EfficientNetLite(nn.Module):
         if pretrained:
             self.model.load_state_dict(imagenet_weights(variant))
         del self.model._fc  # ImageNet's classifier
+        for block in self.model._blocks:
+            block._depthwise_conv = _depthwise(block._depthwise_conv)
 
     def forward(self, pixels: Tensor) -> Features:
         hidden = self.model.extract_features(pixels)  # (N, 1280, h, w)
@@ -82,6 +85,17 @@ class EfficientNetLite(nn.Module):
 
     def description(self) -> dict[str, Any]:
         return {"kind": self.name, "name": self.name}
+
+
+def _depthwise(convolution: nn.Conv2d) -> DepthwiseConv2d:
+    """The architecture's, with its very weight and its zeros around the input."""
+    around = convolution.static_padding
+    left, right, top, bottom = getattr(around, "padding", (0, 0, 0, 0))
+    return DepthwiseConv2d(
+        cast(nn.Parameter, convolution.weight),
+        stride=convolution.stride[0],
+        padding=(left, right, top, bottom),
+    )
 
 
 def imagenet_weights(variant: str) -> dict[str, Tensor]:
