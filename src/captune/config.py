@@ -73,6 +73,9 @@ class Config(Mapping[str, Any]):
     head_epochs: int = _key(30, "passes of stage 1; 0 = no stage 1", low=0)
     head_batch_size: int = _key(128, "images a step of stage 1", low=2)
     head_learning_rate: float = _key(1e-3, "AdamW's peak rate in stage 1", above=0.0)
+    head_mixup: float = _key(
+        0.5, "mixup of features in stage 1: alpha of its Beta distribution; 0 = none", low=0.0
+    )
     freeze_backbone: bool = _key(False, "stop after stage 1")
 
     # Stage 2: the whole image tower.
@@ -107,6 +110,9 @@ class Config(Mapping[str, Any]):
     crop_scale: float = _key(0.5, "least share of the picture in a crop", above=0.0, high=1.0)
     colour_jitter: float = _key(0.0, "brightness, contrast, saturation vary by this", low=0.0)
     rand_augment: int = _key(0, "RandAugment's magnitude, two operations; 0 = none", low=0, high=10)
+    mixup: float = _key(
+        0.0, "mixup of photos in stage 2: alpha of its Beta distribution; 0 = none", low=0.0
+    )
     train_image_size: int = _key(0, "side of the training crops; 0 = image_size", low=0)
     progressive_resizing: bool = _key(False, "training crops grow from half to full size")
     train_split: str = _key("train", "split to train on")
@@ -134,6 +140,11 @@ class Config(Mapping[str, Any]):
             raise CaptuneError(
                 f"config temperature must be between {low} and {high} where it is learnt, found "
                 f"{self.temperature}: or take learn_temperature=false"
+            )
+        if self.image_queue and (self.mixup or self.head_mixup):
+            raise CaptuneError(
+                "image_queue keeps embeddings of whole images, not of mixed ones: take "
+                "mixup=0 head_mixup=0 with it"
             )
         if self.use_attention_pooling and self.generalised_pooling:
             raise CaptuneError(

@@ -159,8 +159,10 @@ class ContrastiveLoss(_Tempered):
         \log\frac{e^{s_{ij}}}{\sum_{k \in A_i} w_{ik} e^{s_{ik}}}
 
     (Khosla et al. 2020, equation 2). Text→image is the same over the B images for each of the
-    ``own`` captions; the loss is the mean of both. Queries without a positive are left out. All is
-    computed in fp32. Without pairs, and with the defaults, it is :class:`InfoNCELoss`.
+    ``own`` captions; the loss is the mean of both. Queries without a positive are left out. Where
+    ``pairs.share`` says how much of an image each caption describes (mixed images), a query's
+    positives weigh in proportion to it in place of :math:`1/|P_i|`. All is computed in fp32.
+    Without pairs, and with the defaults, it is :class:`InfoNCELoss`.
 
     Args:
         temperature: :math:`T`, or its first value.
@@ -215,52 +217,56 @@ class ContrastiveLoss(_Tempered):
             image, text = image.float(), text.float()
             soft = self._likeness(text, pairs) if self.soft_targets else None  # (B, C)
             cosine = image @ text.T  # (B, C)
-            to_text = self._direction(cosine, pairs.positive, pairs.ignored, soft)
+            share = pairs.positive.float() if pairs.share is None else pairs.share
+            to_text = self._direction(cosine, share, pairs.ignored, soft)
 
             own = slice(pairs.own)
-            cosine, positive, ignored = (
-                part[:, own].T for part in (cosine, pairs.positive, pairs.ignored)
+            cosine, share, ignored = (
+                part[:, own].T for part in (cosine, share, pairs.ignored)
             )  # (own, B)
             soft = soft[:, own].T if soft is not None else None
             if remember is not None:
                 further, left_out = _queued(remember, text[own], pairs)  # (own, Q)
                 cosine = torch.cat((cosine, further), 1)
-                positive = torch.cat((positive, torch.zeros_like(left_out)), 1)
+                share = torch.cat((share, torch.zeros_like(further)), 1)
                 ignored = torch.cat((ignored, left_out), 1)
-            to_image = self._direction(cosine, positive, ignored, soft)
+            to_image = self._direction(cosine, share, ignored, soft)
         if remember is not None:
             remember.append(image.detach(), pairs.images)
         return (to_text + to_image) / 2
 
     def _direction(
-        self, cosine: Tensor, positive: Tensor, ignored: Tensor, soft: Tensor | None
+        self, cosine: Tensor, share: Tensor, ignored: Tensor, soft: Tensor | None
     ) -> Tensor:
-        """The mean over queries (rows) with a positive; ``soft`` may lack the last columns."""
+        """The mean over queries (rows) with a positive, which is where ``share (R, K)`` is above
+        0; ``soft`` may lack the last columns."""
         logits = self.logits(cosine)  # (R, K)
         if self.hard_negatives:
-            negative = ~(positive | ignored)
+            negative = ~(ignored | (share > 0))
             weights = _log_weights(self.hard_negatives * cosine.detach(), negative)
             logits = logits + weights
         # The lowest number, not -inf, here and below: where nothing is left, that would be NaN.
         logits = logits.masked_fill(ignored, torch.finfo(logits.dtype).min)
         log_share = logits.log_softmax(1).masked_fill(ignored, 0.0)
 
-        count = positive.sum(1, keepdim=True)
-        target = positive / count.clamp(min=1)
+        total = share.sum(1, keepdim=True)
+        answered = total[:, 0] > 0
+        target = share / total.masked_fill(total == 0, 1.0)
         if soft is not None:
             seen = soft.shape[1]
             likely = soft.masked_fill(ignored[:, :seen], torch.finfo(soft.dtype).min).softmax(1)
             target = (1 - self.soft_targets) * target
             target[:, :seen] += self.soft_targets * likely
-        answered = count[:, 0] > 0
         loss = -(target * log_share).sum(1)  # (R,)
         return (loss * answered).sum() / answered.sum().clamp(min=1)
 
     @torch.no_grad()
     def _likeness(self, text: Tensor, pairs: Pairs) -> Tensor:
         """``(B, C)`` logits of each caption against the mean of an image's own captions."""
-        wrote = pairs.images[:, None] == pairs.caption_images[: pairs.own]  # (B, own)
-        mean = F.normalize(wrote.float() @ text[: pairs.own], dim=-1)  # the sum's direction
+        own = (pairs.images[:, None] == pairs.caption_images).float()
+        weights = own if pairs.share is None else pairs.share  # (B, C)
+        # The sum's direction is the mean's.
+        mean = F.normalize(weights[:, : pairs.own] @ text[: pairs.own], dim=-1)
         return self.logits(mean @ text.T)
 
 
@@ -299,6 +305,9 @@ class SigLIPLoss(_Tempered):
         with torch.autocast(image.device.type, enabled=False):
             logits = self.logits(image.float() @ text.float().T) + self.bias  # (B, C)
             loss = -F.logsigmoid(torch.where(pairs.positive, logits, -logits))
+            if pairs.share is not None:  # a positive is true of its share, false of the rest
+                rest = (1 - pairs.share).masked_fill(~pairs.positive, 0.0)
+                loss = (1 - rest) * loss - rest * F.logsigmoid(-logits)
             return loss.masked_fill(pairs.ignored, 0.0).sum() / len(image)
 
 

@@ -23,6 +23,8 @@ class Pairs(NamedTuple):
         own: how many captions, from the first, belong to images of the batch.
         positive: ``(B, C) bool``, the caption describes the image; a caption may describe several.
         ignored: ``(B, C) bool``, neither positive nor negative; never where ``positive`` is.
+        share: ``(B, C)`` fp32, how much of the image each positive describes: above 0 to 1, and 0
+            for all others. None where a positive describes all of its image.
     """
 
     images: Tensor
@@ -30,6 +32,7 @@ class Pairs(NamedTuple):
     own: int
     positive: Tensor
     ignored: Tensor
+    share: Tensor | None = None
 
 
 def one_to_one(rows: int, device: torch.device | str | None = None) -> Pairs:
@@ -91,6 +94,35 @@ def match_pairs(
         else:
             ignored = alike & ~positive
     return Pairs(images, caption_images, own, positive, ignored)
+
+
+def mix_pairs(pairs: Pairs, partner: Tensor, weight: float) -> Pairs:
+    r"""The pairs of images that were mixed by two: :math:`\lambda x_i + (1 - \lambda) x_{p(i)}`.
+
+    Mixup (Zhang et al. 2018, equation 2) for pairs: a caption describes :math:`\lambda` of the
+    mixed image if it is a positive of image :math:`i`, :math:`1 - \lambda` if it is one of the
+    partner's, all of it if it is both. What either image ignores, the mixed one ignores, unless it
+    describes the other.
+
+    Args:
+        pairs: of the images as they were.
+        partner: ``(B,) int64``, :math:`p`, the row that each image is mixed with.
+        weight: :math:`\lambda`, of the image itself, 0 to 1.
+
+    Raises:
+        ValueError: an argument out of range, or pairs that are mixed already.
+    """
+    if pairs.share is not None:
+        raise ValueError("these pairs are mixed already")
+    if not 0 <= weight <= 1 or partner.shape != pairs.images.shape:
+        raise ValueError(
+            f"mix_pairs wants a weight of 0 to 1 and {len(pairs.images)} partners, found {weight} "
+            f"and {tuple(partner.shape)}"
+        )
+    share = weight * pairs.positive.float() + (1 - weight) * pairs.positive[partner].float()
+    positive = share > 0  # (B, C)
+    ignored = (pairs.ignored | pairs.ignored[partner]) & ~positive
+    return pairs._replace(positive=positive, ignored=ignored, share=share)
 
 
 def _near_duplicates(images: Tensor, wrote: Tensor, text: Tensor, threshold: float) -> Tensor:

@@ -84,6 +84,7 @@ RECIPES: dict[str, Recipe] = {
         "all layers at one rate",
         {
             "head_epochs": 0,
+            "head_mixup": 0.0,
             "captions_per_image": 1,
             "bank_negatives": 0,
             "duplicate_threshold": 0.0,

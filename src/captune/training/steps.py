@@ -22,10 +22,11 @@ from captune.device import autocast, best_device, choose_precision, keep_freed_m
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.losses import Criterion
-from captune.matching import Pairs, match_pairs
+from captune.matching import Pairs, match_pairs, mix_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.training.loader import Batch, Batches, with_bank
+from captune.training.mixing import Mix, draw_mix
 from captune.training.watch import effective_rank, spread
 
 STEPS_BETWEEN_READINGS = 10
@@ -77,6 +78,7 @@ def train_step(
     optimizer: Optimizer,
     accelerator: Accelerator,
     config: Config,
+    mix: Mix | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of contrastive training; returns the loss and the in-batch accuracy (0 to 1).
 
@@ -85,11 +87,17 @@ def train_step(
     of each.
     """
     frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
+    paired = getattr(criterion, "takes_pairs", False)
+    if mix is not None and paired:
+        batch = batch._replace(inputs=mix.blend(batch.inputs.to(accelerator.device)))
     with accelerator.autocast():
         image = batch.embed(model)  # (B, D)
     text = model.project_text(frozen)  # (C, D)
-    if getattr(criterion, "takes_pairs", False):
-        loss = criterion(image, text, _pairs(batch, frozen, config))  # type: ignore[call-arg]
+    if paired:
+        pairs = _pairs(batch, frozen, config)
+        if mix is not None:
+            pairs = mix_pairs(pairs, mix.partner.to(pairs.images.device), mix.weight)
+        loss = criterion(image, text, pairs)  # type: ignore[call-arg]
     else:
         loss = criterion(image, text[: len(image)])
     accelerator.backward(loss)
@@ -125,6 +133,12 @@ def _coloured(
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
     pixels = batch.inputs.to(device, non_blocking=True)
     return batch._replace(inputs=jitter_colours(pixels, factors))
+
+
+def _mix(batch: Batch, config: Config, epoch: int, step: int) -> Mix | None:
+    """What the step's images are mixed with: kept features as much as ``head_mixup`` says."""
+    alpha = config.head_mixup if batch.inputs.dim() == 2 else config.mixup
+    return draw_mix(len(batch.images), alpha, seed=config.seed, epoch=epoch, step=step)
 
 
 def _trained(optimizer: Optimizer) -> list[Tensor]:
@@ -181,7 +195,10 @@ def train_epoch(
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
                 batch = _coloured(batch, loader, epoch, config, accelerator.device)
-                loss, accuracy = train_step(model, batch, criterion, optimizer, accelerator, config)
+                mix = _mix(batch, config, epoch, progress.step)
+                loss, accuracy = train_step(
+                    model, batch, criterion, optimizer, accelerator, config, mix
+                )
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
                 meter.add(loss, accuracy, len(batch.images))

@@ -1,0 +1,35 @@
+"""Mixup: each image of a step blended with another one of it (Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIX_STREAM = 4  # sets its generator apart from those of captions, crops and colours
+
+
+class Mix(NamedTuple):
+    """Image ``i`` becomes ``weight`` of itself and ``1 - weight`` of image ``partner[i]``.
+
+    ``partner`` is ``(B,) int64``; ``weight`` lies in 0.5..1, so that an image stays mostly itself.
+    """
+
+    partner: Tensor
+    weight: float
+
+    def blend(self, inputs: Tensor) -> Tensor:
+        """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1."""
+        whole = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        return whole * self.weight + whole[self.partner.to(whole.device)] * (1 - self.weight)
+
+
+def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> Mix | None:
+    """The mix of a step, with a weight from Beta(``alpha``, ``alpha``); None where that is 0."""
+    if alpha == 0:
+        return None
+    rng = np.random.default_rng([seed, epoch, step, MIX_STREAM])
+    weight = float(rng.beta(alpha, alpha))
+    return Mix(torch.from_numpy(rng.permutation(images)), max(weight, 1 - weight))

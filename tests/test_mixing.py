@@ -1,0 +1,139 @@
+"""Mixup: mixed pairs and the losses over them against slow loops; what a step draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from captune.losses import ContrastiveLoss, SigLIPLoss
+from captune.matching import Pairs, mix_pairs
+from captune.training.mixing import draw_mix
+from test_contrastive import batch, unit
+
+PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
+WEIGHT = 0.7
+
+
+def share_of(pairs: Pairs, image: int, caption: int) -> float:
+    """How much of a mixed image a caption describes, straight from the words of mix_pairs."""
+    own = bool(pairs.positive[image, caption])
+    partners = bool(pairs.positive[int(PARTNER[image]), caption])
+    return WEIGHT * own + (1 - WEIGHT) * partners
+
+
+def is_ignored(pairs: Pairs, image: int, caption: int) -> bool:
+    either = pairs.ignored[image, caption] or pairs.ignored[int(PARTNER[image]), caption]
+    return bool(either) and share_of(pairs, image, caption) == 0
+
+
+@pytest.mark.parametrize("duplicates", ["ignore", "positive"])
+@pytest.mark.parametrize("seed", range(3))
+def test_mixed_pairs_equal_the_slow_loop(seed: int, duplicates: str) -> None:
+    _, _, pairs = batch(seed, duplicates)
+    mixed = mix_pairs(pairs, PARTNER, WEIGHT)
+    assert mixed.share is not None
+    for i in range(4):
+        for c in range(15):
+            assert float(mixed.share[i, c]) == pytest.approx(share_of(pairs, i, c))
+            assert bool(mixed.positive[i, c]) == (share_of(pairs, i, c) > 0)
+            assert bool(mixed.ignored[i, c]) == is_ignored(pairs, i, c)
+
+
+def slow_direction(logits: Tensor, share: list[list[float]], ignored: list[list[bool]]) -> Tensor:
+    """The mean over queries of the cross entropy with targets in proportion to the shares."""
+    losses = []
+    for row, shares, out in zip(logits, share, ignored, strict=True):
+        if sum(shares) == 0:
+            continue
+        total = sum(torch.exp(x) for x, left_out in zip(row, out, strict=True) if not left_out)
+        parts = [
+            s / sum(shares) * torch.log(torch.exp(x) / total)
+            for x, s in zip(row, shares, strict=True)
+        ]
+        losses.append(-torch.stack(parts).sum())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_over_mixed_images_and_its_gradients_equal_the_slow_loop(seed: int) -> None:
+    image, text, pairs = batch(seed)
+    image.requires_grad_(), text.requires_grad_()
+    found = ContrastiveLoss(temperature=0.1)(image, text, mix_pairs(pairs, PARTNER, WEIGHT))
+
+    logits = image.double() @ text.double().T / 0.1
+    share = [[share_of(pairs, i, c) for c in range(15)] for i in range(4)]
+    ignored = [[is_ignored(pairs, i, c) for c in range(15)] for i in range(4)]
+    to_text = slow_direction(logits, share, ignored)
+    by_caption = [[row[c] for row in share] for c in range(pairs.own)]
+    left_out = [[row[c] for row in ignored] for c in range(pairs.own)]
+    to_image = slow_direction(logits.T[: pairs.own], by_caption, left_out)
+    expected = (to_text + to_image) / 2
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(found, (image, text))
+    for one, other in zip(ours, torch.autograd.grad(expected, (image, text)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_sigmoid_loss_holds_a_pair_true_to_its_share() -> None:
+    image, text, pairs = batch(0)
+    loss = SigLIPLoss(temperature=0.1, bias=-2.0)
+    found = loss(image, text, mix_pairs(pairs, PARTNER, WEIGHT))
+    expected = torch.zeros((), dtype=torch.float64)
+    for i in range(4):
+        for c in range(15):
+            if is_ignored(pairs, i, c):
+                continue
+            logit = image[i].double() @ text[c].double() / 0.1 - 2.0
+            true = share_of(pairs, i, c)
+            sigmoid = torch.sigmoid(logit)
+            expected -= (true * sigmoid.log() + (1 - true) * (1 - sigmoid).log()) / 4
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [ContrastiveLoss(), ContrastiveLoss(soft_targets=0.3), SigLIPLoss()]
+)
+def test_an_image_mixed_with_nothing_costs_what_it_did(loss: torch.nn.Module) -> None:
+    image, text, pairs = batch(1)
+    itself = torch.arange(4)
+    for mixed in (mix_pairs(pairs, itself, WEIGHT), mix_pairs(pairs, PARTNER, 1.0)):
+        if mixed.share is not None and bool((mixed.ignored == pairs.ignored).all()):
+            torch.testing.assert_close(loss(image, text, mixed), loss(image, text, pairs))
+            break
+    else:
+        pytest.fail("neither left the pairs as they were")
+
+
+def test_bad_mixes_are_named() -> None:
+    _, _, pairs = batch(0)
+    with pytest.raises(ValueError, match="weight of 0 to 1"):
+        mix_pairs(pairs, PARTNER, 1.5)
+    with pytest.raises(ValueError, match="4 partners"):
+        mix_pairs(pairs, PARTNER[:3], 0.5)
+    with pytest.raises(ValueError, match="mixed already"):
+        mix_pairs(mix_pairs(pairs, PARTNER, 0.5), PARTNER, 0.5)
+
+
+def test_a_draw_is_decided_by_seed_epoch_and_step() -> None:
+    def draw(**changes: int) -> tuple[list[int], float]:
+        mix = draw_mix(32, 0.5, **{"seed": 0, "epoch": 1, "step": 2, **changes})
+        assert mix is not None
+        return mix.partner.tolist(), mix.weight
+
+    assert draw() == draw()
+    assert all(draw() != draw(**{key: 9}) for key in ("seed", "epoch", "step"))
+    partner, weight = draw()
+    assert sorted(partner) == list(range(32)) and 0.5 <= weight <= 1
+    assert draw_mix(32, 0.0, seed=0, epoch=0, step=0) is None
+
+
+def test_features_and_pixels_are_blended() -> None:
+    mix = draw_mix(4, 1.0, seed=0, epoch=0, step=0)
+    assert mix is not None
+    features = unit(4, 3, 0)
+    for row, other in enumerate(mix.partner.tolist()):
+        expected = mix.weight * features[row] + (1 - mix.weight) * features[other]
+        torch.testing.assert_close(mix.blend(features)[row], expected)
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    torch.testing.assert_close(mix.blend(pixels), mix.blend(pixels.float() / 255))
