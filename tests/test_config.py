@@ -72,6 +72,8 @@ def test_the_plain_recipe_switches_everything_off() -> None:
         "soft_targets": 0.0,
         "hard_negatives": 0.0,
         "head_epochs": 0,
+        "head_mixup": 0.0,
+        "mixup": 0.0,
         "freeze_backbone": False,
         "head_rate_factor": 1.0,
         "layer_decay": 1.0,
@@ -232,3 +234,11 @@ def test_words_become_values(key: str, text: str, value: object) -> None:
 def test_words_of_the_wrong_type_are_refused(key: str, text: str) -> None:
     with pytest.raises(CaptuneError, match=f"config {key} wants"):
         parse_value(key, text)
+
+
+@pytest.mark.parametrize("key", ["mixup", "head_mixup"])
+def test_a_queue_of_images_refuses_mixed_ones(key: str) -> None:
+    values = {"recipe": "plain", "image_queue": 64}
+    assert Config.from_mapping(values).image_queue == 64
+    with pytest.raises(CaptuneError, match="image_queue keeps embeddings of whole images"):
+        Config.from_mapping({**values, key: 0.5})

@@ -186,7 +186,8 @@ def test_the_same_seed_gives_the_same_numbers_from_a_cold_and_a_warm_cache(
         (7, {}),
         (8, {"unfreeze_epochs": 2}),
         (10, {"loss": "siglip"}),
-        (11, {"image_queue": 16, "hard_negatives": 0.3}),
+        (11, {"image_queue": 16, "head_mixup": 0.0, "hard_negatives": 0.3}),
+        (11, {"mixup": 0.5}),
         (11, {"ema_decay": 0.0, "head_epochs": 2}),
         (12, {}),
     ],
@@ -404,7 +405,8 @@ def test_a_queue_of_images_does_not_keep_it_from_learning(
 ) -> None:
     """Told by recall: its loss rises while the queue fills, and counts embeddings that are old."""
     calm = {"augment": False, "dropout": 0.0, "patience": 0, "learning_rate": 3e-3}
-    config = best.replace(head_epochs=15, num_epochs=15, image_queue=16, **calm)
+    queue = {"image_queue": 16, "head_mixup": 0.0}
+    config = best.replace(head_epochs=15, num_epochs=15, **queue, **calm)
     history = fit(*tables, out=tmp_path / "run", config=config).history()
     assert all(math.isfinite(row["train_loss"]) for row in history)
     assert history[-1]["train_loss"] < history[0]["train_loss"]

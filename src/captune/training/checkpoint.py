@@ -81,11 +81,7 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise CaptuneError(f"{path} is of another architecture: {detail}") from None
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in _below("optimizer.", tensors).items():
-        index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
-    parts.optimizer.load_state_dict({"state": slots, "param_groups": header["groups"]})
+    _load_optimizer(parts.optimizer, _below("optimizer.", tensors), header["groups"])
     parts.scheduler.load_state_dict(header["schedule"])
     if header["scaler"] is not None and parts.accelerator.scaler is not None:
         parts.accelerator.scaler.load_state_dict(header["scaler"])
@@ -95,6 +91,27 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
         for card in sorted(cards, key=int)[: torch.cuda.device_count()]:
             torch.cuda.set_rng_state(cards[card], int(card))
     return EpochProgress(**header["progress"])
+
+
+def _load_optimizer(
+    optimizer: Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Moments as the file has them, in the memory layout of their parameters.
+
+    A fused optimiser walks parameter and moments by address: one of them channels first and the
+    other channels last would be paired wrongly, without a word.
+    """
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    for place, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"]):
+        for name, value in slots.get(place, {}).items():
+            if value.shape == parameter.shape:
+                slots[place][name] = torch.empty_like(parameter).copy_(value)
+    here = [group["fused"] for group in optimizer.param_groups]  # as this device can
+    groups = [{**group, "fused": fused} for group, fused in zip(groups, here, strict=True)]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def read_progress(path: Path) -> EpochProgress:
