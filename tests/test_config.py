@@ -75,9 +75,11 @@ def test_the_plain_recipe_switches_everything_off() -> None:
         "head_mixup": 0.0,
         "mixup": 0.0,
         "freeze_backbone": False,
+        "learning_rate": 1e-4,
         "head_rate_factor": 1.0,
         "layer_decay": 1.0,
         "frozen_layers": 0.0,
+        "train_size_share": 1.0,
         "unfreeze_epochs": 0,
         "freeze_batch_norm": False,
         "ema_decay": 0.0,
@@ -86,8 +88,9 @@ def test_the_plain_recipe_switches_everything_off() -> None:
         "augment": False,
         "progressive_resizing": False,
     }
-    plain = Config.from_mapping({"recipe": "plain"})
-    assert {key: plain[key] for key in expected} == expected
+    for towers in ("clip-resnet50", "minilm-lite0"):
+        plain = Config.from_mapping({"recipe": "plain", "towers": towers})
+        assert {key: plain[key] for key in expected} == expected
 
 
 def test_a_change_of_recipe_brings_its_values_and_keeps_ones_own() -> None:
@@ -242,3 +245,11 @@ def test_a_queue_of_images_refuses_mixed_ones(key: str) -> None:
     assert Config.from_mapping(values).image_queue == 64
     with pytest.raises(CaptuneError, match="image_queue keeps embeddings of whole images"):
         Config.from_mapping({**values, key: 0.5})
+
+
+def test_a_recipe_wins_over_what_suits_the_towers_and_the_user_over_both() -> None:
+    lite = {"towers": "minilm-lite0"}
+    assert Config.from_mapping(lite).learning_rate == 5e-4
+    assert Config.from_mapping({**lite, "recipe": "plain"}).learning_rate == 1e-4
+    assert Config.from_mapping({**lite, "learning_rate": 2e-4}).learning_rate == 2e-4
+    assert Config.from_mapping(lite).replace(towers="clip-resnet50").learning_rate == 1e-4

@@ -74,7 +74,7 @@ class Config(Mapping[str, Any]):
     head_batch_size: int = _key(128, "images a step of stage 1", low=2)
     head_learning_rate: float = _key(1e-3, "AdamW's peak rate in stage 1", above=0.0)
     head_mixup: float = _key(
-        0.5, "mixup of features in stage 1: alpha of its Beta distribution; 0 = none", low=0.0
+        1.0, "mixup of features in stage 1: alpha of its Beta distribution; 0 = none", low=0.0
     )
     freeze_backbone: bool = _key(False, "stop after stage 1")
 
@@ -113,7 +113,9 @@ class Config(Mapping[str, Any]):
     mixup: float = _key(
         0.0, "mixup of photos in stage 2: alpha of its Beta distribution; 0 = none", low=0.0
     )
-    train_image_size: int = _key(0, "side of the training crops; 0 = image_size", low=0)
+    train_size_share: float = _key(
+        1.0, "side of the training crops, in that of image_size", above=0.0, high=2.0
+    )
     progressive_resizing: bool = _key(False, "training crops grow from half to full size")
     train_split: str = _key("train", "split to train on")
     val_split: str = _key("", "split to validate and select on; '' = karpathy-val or val")
@@ -178,8 +180,8 @@ class Config(Mapping[str, Any]):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
-        """A config from any mapping; keys left out have the towers' or the recipe's
-        value, else the default.
+        """A config from any mapping; keys left out have the recipe's value, else the towers',
+        else the default.
 
         Raises:
             CaptuneError: an unknown key (the nearest right name is given) or a bad value.
@@ -191,7 +193,7 @@ class Config(Mapping[str, Any]):
                 raise CaptuneError(f"unknown config key {key!r}{nearest(str(key), FIELDS)}")
         recipe = RECIPES.get(values.get("recipe", DEFAULT_RECIPE))
         towers = TOWERS.get(values.get("towers", FIELDS["towers"].default))
-        named = [choice.values for choice in (recipe, towers) if choice]
+        named = [choice.values for choice in (towers, recipe) if choice]
         return cls(**{key: value for part in (*named, values) for key, value in part.items()})
 
     def to_json(self) -> str:

@@ -26,7 +26,7 @@ Tables = tuple[CaptionTable, CaptionTable]
 
 @pytest.fixture
 def growing(config: Config) -> Config:
-    return config.replace(progressive_resizing=True, train_image_size=80, num_epochs=6)
+    return config.replace(progressive_resizing=True, train_size_share=1.25, num_epochs=6)
 
 
 def loader_of(table: CaptionTable, config: Config, *, shuffle: bool = True) -> BatchLoader:
@@ -63,7 +63,7 @@ def test_the_side_is_counted_from_where_stage_2_begins(growing: Config) -> None:
     assert [crop_side(epoch, config, 64) for epoch in range(10, 16)] == [48, 48, 64, 80, 80, 80]
     fixed = config.replace(progressive_resizing=False)
     assert {crop_side(epoch, fixed, 64) for epoch in range(16)} == {80}
-    assert crop_side(3, fixed.replace(train_image_size=0), 64) == 64
+    assert crop_side(3, fixed.replace(train_size_share=1.0), 64) == 64
 
 
 # -- what the loader gives ----------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_validation_keeps_the_side_of_the_dataset(
 
 def test_by_default_training_keeps_the_side_of_the_dataset(tables: Tables, config: Config) -> None:
     assert sides(loader_of(tables[0], config), 1) == {(3, 64, 64)}
-    assert sides(loader_of(tables[0], config.replace(train_image_size=48)), 1) == {(3, 48, 48)}
+    assert sides(loader_of(tables[0], config.replace(train_size_share=0.75)), 1) == {(3, 48, 48)}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -136,3 +136,10 @@ def test_the_model_sees_colours_of_seed_epoch_and_image(
         expected = varied if augment and strength else batch.inputs
         assert torch.equal(pixels, expected)
         assert torch.equal(varied, batch.inputs) == (strength == 0)
+
+
+def test_crops_are_a_share_of_the_side_in_multiples_of_16(config: Config) -> None:
+    smaller = config.replace(train_size_share=0.86)
+    for side, expected in ((224, 192), (240, 208), (260, 224), (128, 112), (32, 32)):
+        assert crop_side(0, smaller, side) == expected
+        assert crop_side(0, config, side) == side

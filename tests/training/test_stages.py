@@ -309,7 +309,7 @@ def test_a_tower_with_one_side_only_is_told_apart_before_training(
     tables: tuple[CaptionTable, CaptionTable], tiny_clip: Path, config: Config
 ) -> None:
     own = config.replace(
-        image_encoder=str(tiny_clip), text_encoder=str(tiny_clip), train_image_size=48
+        image_encoder=str(tiny_clip), text_encoder=str(tiny_clip), train_size_share=1.5
     )
     plan = Plan(CLIPModel.from_config(own), *tables, own)
     with pytest.raises(CaptuneError, match="takes 32-pixel photos only, not 48"):

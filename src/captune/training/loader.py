@@ -25,7 +25,7 @@ from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.training.captions import CaptionDraw
-from captune.training.schedule import training_side
+from captune.training.schedule import multiple_of_16, training_side
 
 
 class Batch(NamedTuple):
@@ -217,10 +217,12 @@ def make_loader(
 def crop_side(epoch: int, config: Config, image_size: int) -> int:
     """The side of the training crops in ``epoch`` of the run, stage 1's epochs counted.
 
-    ``train_image_size`` may lie below what validation sees: a random crop shows objects larger
-    than a centre crop does, and smaller crops make up for it (Touvron et al. 2019).
+    ``train_size_share`` below 1: a random crop shows objects larger than a centre crop does, and
+    smaller crops make up for it (Touvron et al. 2019). They are a multiple of 16 wide.
     """
-    full = config.train_image_size or image_size
+    full = image_size
+    if config.train_size_share != 1:
+        full = multiple_of_16(image_size * config.train_size_share)
     if not config.progressive_resizing:
         return full
     return training_side(epoch - config.head_epochs, config.num_epochs, full)

@@ -57,5 +57,9 @@ def training_side(epoch: int, epochs: int, full: int) -> int:
     growing = epochs // 2
     if epoch >= growing:
         return full
-    side = full / 2 * (1 + max(0, epoch) / growing)
-    return min(full, max(32, 16 * int(side / 16 + 0.5)))  # round() would take 2.5 to 2
+    return min(full, multiple_of_16(full / 2 * (1 + max(0, epoch) / growing)))
+
+
+def multiple_of_16(side: float) -> int:
+    """The nearest one, and at least 32."""
+    return max(32, 16 * int(side / 16 + 0.5))  # round() would take 2.5 to 2

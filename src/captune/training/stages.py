@@ -213,7 +213,7 @@ class Plan:
             except (ValueError, RuntimeError) as error:
                 raise CaptuneError(
                     f"the image tower takes {own}-pixel photos only, not {side}: leave out "
-                    f"train_image_size and progressive_resizing ({str(error).splitlines()[0]})"
+                    f"train_size_share and progressive_resizing ({str(error).splitlines()[0]})"
                 ) from None
             finally:
                 model.train(was_training)
