@@ -34,11 +34,17 @@ def test_values_of_every_recipe_and_towers_are_valid_and_not_the_defaults_again(
 ) -> None:
     config = Config.from_mapping({"recipe": recipe, "towers": towers})
     assert config.differences() == {}
-    assert set(RECIPES[recipe].values) <= set(FIELDS)
+    stated = [RECIPES[recipe].values, TOWERS[towers].values]
+    assert set().union(*stated) <= set(FIELDS)
     for key, value in RECIPES[recipe].values.items():
+        without = {
+            FIELDS[key].default,
+            *(t.values[key] for t in TOWERS.values() if key in t.values),
+        }
+        assert config[key] == value and without != {value}, key
+    for key, value in TOWERS[towers].values.items():
+        assert config[key] == RECIPES[recipe].values.get(key, value)
         assert FIELDS[key].default != value, key
-        assert config[key] == TOWERS[towers].values.get(key, value)
-    assert all(config[key] == value for key, value in TOWERS[towers].values.items())
 
 
 def test_the_best_recipe_is_the_defaults() -> None:
@@ -59,6 +65,7 @@ def test_the_plain_recipe_switches_everything_off() -> None:
         "use_batch_norm": False,
         "use_attention_pooling": False,
         "generalised_pooling": False,
+        "hidden_dim": 1024,
         "dropout": 0.0,
         "standardise_features": False,
         "text_adapter": False,

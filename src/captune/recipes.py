@@ -25,6 +25,7 @@ class Towers:
 # Small networks bear large steps. Their first layers know all they need from ImageNet, and left
 # alone they save half of a step. Measured on Flickr8k: docs/recipe.md.
 LITE_VALUES = {
+    "hidden_dim": 2048,
     "learning_rate": 5e-4,
     "head_rate_factor": 1.0,
     "frozen_layers": 0.3,
@@ -89,8 +90,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "best-adapter": Recipe(
         "best, with a linear adapter on the text side that is saved with the model: text "
-        "embeddings stored elsewhere must then be made anew; twice as wide a hidden layer",
-        {"text_adapter": True, "hidden_dim": 2048},
+        "embeddings stored elsewhere must then be made anew",
+        {"text_adapter": True},
     ),
     "plain": Recipe(
         "in-batch InfoNCE, one random caption a pass, fixed temperature, no augmentation, "
@@ -102,6 +103,7 @@ RECIPES: dict[str, Recipe] = {
             "bank_negatives": 0,
             "duplicate_threshold": 0.0,
             "learn_temperature": False,
+            "hidden_dim": 1024,
             "dropout": 0.0,
             "feature_dropout": 0.0,
             "augment": False,
