@@ -4,8 +4,9 @@ Each part is added to or taken from `best` or `best-adapter`, alone, and trained
 seeds; figures are rsum on the validation split (on which each run also chose its best epoch, alike
 for all). Differences are paired by seed, their 95 % intervals are Student's t over seeds.
 
-Runs lie in runs/quality, results in runs/quality/quality.json, which is brought up to date after
-each run: stopped, the same command goes on. Prints the table of docs/recipe.md.
+Results lie in benchmarks/results/quality-PART.json, which is brought up to date after each run:
+stopped, the same command goes on, and --again measures all anew. Prints the table of
+docs/recipe.md.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from captune import Config, fit, open_source
 from captune.data.table import CaptionTable
+from captune.device import best_device, choose_precision
 from captune.evaluation.intervals import mean_over_seeds
-from captune.files import read_json, write_json
+from captune.files import read_versioned, write_json
 from captune.training.run import Run
+
+VERSION = 1
+RESULTS = Path(__file__).parent / "results"
 
 # Stage 1 takes a minute or two, so its parts are measured at full size.
 HEAD = {"recipe": "best-adapter", "freeze_backbone": True}
@@ -52,9 +58,9 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "none of it (plain, 10 epochs of stage 1)": {"recipe": "plain", "head_epochs": 10},
 }
 # Stage 2 takes an hour at full size: its parts are measured on smaller photos for fewer epochs.
-WHOLE = {"recipe": "best-adapter", "image_size": 128, "num_epochs": 4}
+WHOLE = {"recipe": "best-adapter", "image_size": 128, "head_epochs": 10, "num_epochs": 3}
 WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
-    "best-adapter, 128 pixels, 4 epochs": {},
+    "best-adapter, 128 pixels, 3 epochs": {},
     "stage 1 only": {"freeze_backbone": True},
     "no stage 1": {"head_epochs": 0},
     "one rate for all layers": {"layer_decay": 1.0, "head_rate_factor": 1.0},
@@ -82,9 +88,9 @@ PARTS = {"head": (HEAD, HEAD_PARTS), "whole": (WHOLE, WHOLE_PARTS)}
 def measure(
     name: str, config: Config, folder: Path, tables: Sequence[CaptionTable]
 ) -> dict[str, Any]:
-    """Train one run, or go on with it; its best epoch's figures and what it took."""
+    """Train one run; its best epoch's figures and what it took."""
     began = time.perf_counter()
-    run: Run = fit(*tables, out=folder, config=config, resume=True)
+    run: Run = fit(*tables, out=folder, config=config)
     history = run.history()
     best = max(history, key=lambda row: float(row["rsum"]))
     return {
@@ -98,6 +104,10 @@ def measure(
         "training_seconds": sum(row["seconds"] for row in history),
         "seconds": time.perf_counter() - began,
         "config": config.differences(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{choose_precision(config.precision, best_device(config.device))}",
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "split": tables[1].describe(),
     }
 
 
@@ -117,7 +127,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> str:
             sum(float(row[key]) for row in columns) / len(columns)
             for key in ("image_to_text", "text_to_image", "training_seconds")
         ]
-        shared = sorted(set(found) & set(base))
+        # Another machine's arithmetic moves the figures: pairs are of one machine.
+        shared = [s for s in found if s in base and found[s]["machine"] == base[s]["machine"]]
         difference = ""
         if part != parts[0] and shared:
             difference = _interval([found[s]["rsum"] - base[s]["rsum"] for s in shared], "+.1f")
@@ -142,18 +153,19 @@ def main() -> None:
     parser.add_argument("--part", choices=tuple(PARTS), default="head")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], help="parts whose names hold these words")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "quality")
+    parser.add_argument("--again", action="store_true", help="forget what was measured before")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie meanwhile")
     arguments = parser.parse_args()
     base, parts = PARTS[arguments.part]
     source = open_source(arguments.data)
     tables = [source.table("train"), source.table(source.val_split)]
-    path = arguments.out / f"{arguments.part}.json"
+    path = RESULTS / f"quality-{arguments.part}.json"
+    kept = path.is_file() and not arguments.again
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "split": tables[1].describe(),
-        "rows": read_json(path, what="results")["rows"] if path.is_file() else [],
+        "format_version": VERSION,
+        "rows": read_versioned(path, what="results", version=VERSION)["rows"] if kept else [],
     }
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for name, changes in parts.items():
             if arguments.only and not any(word in name for word in arguments.only):
@@ -162,10 +174,11 @@ def main() -> None:
                 continue
             shared = {"towers": "minilm-lite0", "log_with": "none", "seed": seed}
             config = Config.from_mapping({**base, **shared, **changes})
-            folder = arguments.out / arguments.part / f"{list(parts).index(name):02d}-seed{seed}"
-            results["rows"].append(measure(name, config, folder, tables))
+            with TemporaryDirectory(dir=arguments.out) as folder:
+                results["rows"].append(measure(name, config, Path(folder) / "run", tables))
             write_json(path, results)
-            print(table_of(results["rows"], list(parts)), flush=True)
+            print(f"{name}, seed {seed}: rsum {results['rows'][-1]['rsum']:.1f}", flush=True)
+    print(table_of(results["rows"], list(parts)))
 
 
 if __name__ == "__main__":
