@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from accelerate.utils import ProjectConfiguration
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
 from captune.data.table import CaptionTable
 from captune.device import best_device
-from captune.errors import CaptuneError, MissingExtraError
+from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.models import CLIPModel
 from captune.training.average import MovingAverage
@@ -42,6 +37,8 @@ from captune.training.steps import (
     train_epoch,
     validate,
 )
+from captune.training.stop import StopRequest
+from captune.training.telling import epoch_line, epoch_values, tracking_options
 from captune.training.watch import EpochSigns, Watchdog
 
 
@@ -120,7 +117,7 @@ class _Fit:
         self.run = run
         self.model = model
         self.criterion = criterion or make_criterion(config, model.dimension)
-        self.accelerator = make_accelerator(config, **_tracking(run))
+        self.accelerator = make_accelerator(config, **tracking_options(run))
         if config.log_with != "none":
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
@@ -129,7 +126,7 @@ class _Fit:
         self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
         self.soup = Soup(run.state_path.parent, size=config.soup)
-        self.stop = _StopRequest()
+        self.stop = StopRequest()
         self.stage: Stage
         self.parts: TrainingParts
 
@@ -351,64 +348,8 @@ class _Fit:
         if self.run.config.soup:
             self.soup.add(self.kept, history)
         if self.stage.is_told(row["epoch"]):
-            say(_told(row, planned_epochs(self.run.config), best is row))
+            say(epoch_line(row, planned_epochs(self.run.config), best is row))
         for warning in self.watchdog.look(self._signs(row)):
             say(warning)
         if self.run.config.log_with != "none":
-            values = {"val/loss": row["val_loss"], "val/rsum": row["rsum"]}
-            for direction in ("image_to_text", "text_to_image"):
-                values |= {f"val/{direction}/{k}": v for k, v in row[direction].items()}
-            self.accelerator.log(values, step=row["step"])
-
-
-def _told(row: dict[str, Any], planned: int, best: bool) -> str:
-    """An epoch in one line."""
-    image_to_text, text_to_image = row["image_to_text"], row["text_to_image"]
-    return (
-        f"epoch {row['epoch']}/{planned} · loss {row['train_loss']:.3f} · "
-        f"val loss {row['val_loss']:.3f} · image→text R@1 {image_to_text['R@1']:.1f} R@5 "
-        f"{image_to_text['R@5']:.1f} · text→image R@1 {text_to_image['R@1']:.1f} R@5 "
-        f"{text_to_image['R@5']:.1f} · rsum {row['rsum']:.1f}{' (best)' if best else ''}"
-    )
-
-
-def _tracking(run: Run) -> dict[str, Any]:
-    """accelerate's options for the logger that the config names."""
-    name = run.config.log_with
-    if name == "none":
-        return {}
-    if importlib.util.find_spec(name) is None:
-        raise MissingExtraError(f"log_with={name}", name, name)
-    folders = ProjectConfiguration(
-        project_dir=str(run.folder), logging_dir=str(run.folder / "logs")
-    )
-    return {"log_with": name, "project_config": folders}
-
-
-class _StopRequest:
-    """Ctrl-C asks for a stop after the step at hand; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        say("stopping after this step (once more: at once)")
+            self.accelerator.log(epoch_values(row), step=row["step"])

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captune.config import Config
+from captune.training.loader import Batch
+
 MIX_STREAM = 4  # sets its generator apart from those of captions, crops and colours
 
 
@@ -33,3 +36,9 @@ def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> 
     rng = np.random.default_rng([seed, epoch, step, MIX_STREAM])
     weight = float(rng.beta(alpha, alpha))
     return Mix(torch.from_numpy(rng.permutation(images)), max(weight, 1 - weight))
+
+
+def step_mix(batch: Batch, config: Config, epoch: int, step: int) -> Mix | None:
+    """What the step's images are mixed with: kept features as much as ``head_mixup`` says."""
+    alpha = config.head_mixup if batch.inputs.dim() == 2 else config.mixup
+    return draw_mix(len(batch.images), alpha, seed=config.seed, epoch=epoch, step=step)

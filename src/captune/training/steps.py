@@ -26,7 +26,7 @@ from captune.matching import Pairs, match_pairs, mix_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.training.loader import Batch, Batches, with_bank
-from captune.training.mixing import Mix, draw_mix
+from captune.training.mixing import Mix, step_mix
 from captune.training.watch import effective_rank, spread
 
 STEPS_BETWEEN_READINGS = 10
@@ -135,12 +135,6 @@ def _coloured(
     return batch._replace(inputs=jitter_colours(pixels, factors))
 
 
-def _mix(batch: Batch, config: Config, epoch: int, step: int) -> Mix | None:
-    """What the step's images are mixed with: kept features as much as ``head_mixup`` says."""
-    alpha = config.head_mixup if batch.inputs.dim() == 2 else config.mixup
-    return draw_mix(len(batch.images), alpha, seed=config.seed, epoch=epoch, step=step)
-
-
 def _trained(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -195,7 +189,7 @@ def train_epoch(
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
                 batch = _coloured(batch, loader, epoch, config, accelerator.device)
-                mix = _mix(batch, config, epoch, progress.step)
+                mix = step_mix(batch, config, epoch, progress.step)
                 loss, accuracy = train_step(
                     model, batch, criterion, optimizer, accelerator, config, mix
                 )
