@@ -106,7 +106,11 @@ def test_an_image_mixed_with_nothing_costs_what_it_did(loss: torch.nn.Module) ->
 
 
 def test_bad_mixes_are_named() -> None:
-    _, _, pairs = batch(0)
+    image, text, pairs = batch(0)
+    mixed = mix_pairs(pairs, PARTNER, 0.5)
+    assert mixed.share is not None
+    with pytest.raises(ValueError, match="the pairs of 4 images and 15 texts"):
+        ContrastiveLoss()(image, text, mixed._replace(share=mixed.share[:, :8]))
     with pytest.raises(ValueError, match="weight of 0 to 1"):
         mix_pairs(pairs, PARTNER, 1.5)
     with pytest.raises(ValueError, match="4 partners"):

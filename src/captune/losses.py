@@ -283,6 +283,9 @@ class SigLIPLoss(_Tempered):
         learn_temperature: train :math:`\log 1/T`; :math:`T` stays between 0.01 and 0.5.
         bias: first value of :math:`b`, which is always learnt; -10 as in the paper.
 
+    Where ``pairs.share`` says how much of an image each caption describes (mixed images), a pair is
+    true to that share: the term is :math:`a \log\sigma(s + b) + (1 - a) \log\sigma(-s - b)`.
+
     Inputs and output: as :class:`ContrastiveLoss`.
 
     Raises:
@@ -318,8 +321,9 @@ def _checked(image: Tensor, text: Tensor, pairs: Pairs | None) -> Pairs:
         if len(set(shape)) > 1:
             raise ValueError(f"without pairs rows must match: {shape[0]} images, {shape[1]} texts")
         return one_to_one(len(image), image.device)
-    found = (tuple(pairs.positive.shape), tuple(pairs.ignored.shape))
-    if found != (shape, shape):
+    masks = [mask for mask in (pairs.positive, pairs.ignored, pairs.share) if mask is not None]
+    found = [tuple(mask.shape) for mask in masks]
+    if set(found) != {shape}:
         raise ValueError(f"the pairs of {shape[0]} images and {shape[1]} texts are {found}")
     return pairs
 
