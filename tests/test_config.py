@@ -65,6 +65,7 @@ def test_the_plain_recipe_switches_everything_off() -> None:
         "use_batch_norm": False,
         "use_attention_pooling": False,
         "generalised_pooling": False,
+        "image_size": 0,
         "hidden_dim": 1024,
         "dropout": 0.0,
         "standardise_features": False,
