@@ -12,14 +12,15 @@ from captune.training.mixing import draw_mix
 from test_contrastive import batch, unit
 
 PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
-WEIGHT = 0.7
+WEIGHT = torch.tensor([0.7, 0.9, 0.5, 0.6])
 
 
 def share_of(pairs: Pairs, image: int, caption: int) -> float:
     """How much of a mixed image a caption describes, straight from the words of mix_pairs."""
     own = bool(pairs.positive[image, caption])
     partners = bool(pairs.positive[int(PARTNER[image]), caption])
-    return WEIGHT * own + (1 - WEIGHT) * partners
+    weight = float(WEIGHT[image])
+    return weight * own + (1 - weight) * partners
 
 
 def is_ignored(pairs: Pairs, image: int, caption: int) -> bool:
@@ -97,7 +98,7 @@ def test_the_sigmoid_loss_holds_a_pair_true_to_its_share() -> None:
 def test_an_image_mixed_with_nothing_costs_what_it_did(loss: torch.nn.Module) -> None:
     image, text, pairs = batch(1)
     itself = torch.arange(4)
-    for mixed in (mix_pairs(pairs, itself, WEIGHT), mix_pairs(pairs, PARTNER, 1.0)):
+    for mixed in (mix_pairs(pairs, itself, WEIGHT), mix_pairs(pairs, PARTNER, torch.ones(4))):
         if mixed.share is not None and bool((mixed.ignored == pairs.ignored).all()):
             torch.testing.assert_close(loss(image, text, mixed), loss(image, text, pairs))
             break
@@ -107,28 +108,28 @@ def test_an_image_mixed_with_nothing_costs_what_it_did(loss: torch.nn.Module) ->
 
 def test_bad_mixes_are_named() -> None:
     image, text, pairs = batch(0)
-    mixed = mix_pairs(pairs, PARTNER, 0.5)
+    mixed = mix_pairs(pairs, PARTNER, WEIGHT)
     assert mixed.share is not None
     with pytest.raises(ValueError, match="the pairs of 4 images and 15 texts"):
         ContrastiveLoss()(image, text, mixed._replace(share=mixed.share[:, :8]))
-    with pytest.raises(ValueError, match="weight of 0 to 1"):
-        mix_pairs(pairs, PARTNER, 1.5)
-    with pytest.raises(ValueError, match="4 partners"):
-        mix_pairs(pairs, PARTNER[:3], 0.5)
+    for partner, weight in ((PARTNER[:3], WEIGHT), (PARTNER, WEIGHT[:3])):
+        with pytest.raises(ValueError, match="4 partners and weights"):
+            mix_pairs(pairs, partner, weight)
     with pytest.raises(ValueError, match="mixed already"):
-        mix_pairs(mix_pairs(pairs, PARTNER, 0.5), PARTNER, 0.5)
+        mix_pairs(mixed, PARTNER, WEIGHT)
 
 
 def test_a_draw_is_decided_by_seed_epoch_and_step() -> None:
-    def draw(**changes: int) -> tuple[list[int], float]:
+    def draw(**changes: int) -> tuple[list[int], list[float]]:
         mix = draw_mix(32, 0.5, **{"seed": 0, "epoch": 1, "step": 2, **changes})
         assert mix is not None
-        return mix.partner.tolist(), mix.weight
+        return mix.partner.tolist(), mix.weight.tolist()
 
     assert draw() == draw()
     assert all(draw() != draw(**{key: 9}) for key in ("seed", "epoch", "step"))
-    partner, weight = draw()
-    assert sorted(partner) == list(range(32)) and 0.5 <= weight <= 1
+    partner, weights = draw()
+    assert sorted(partner) == list(range(32))
+    assert all(0.5 <= weight <= 1 for weight in weights) and len(set(weights)) == 32
     assert draw_mix(32, 0.0, seed=0, epoch=0, step=0) is None
 
 
@@ -137,7 +138,8 @@ def test_features_and_pixels_are_blended() -> None:
     assert mix is not None
     features = unit(4, 3, 0)
     for row, other in enumerate(mix.partner.tolist()):
-        expected = mix.weight * features[row] + (1 - mix.weight) * features[other]
+        weight = float(mix.weight[row])
+        expected = weight * features[row] + (1 - weight) * features[other]
         torch.testing.assert_close(mix.blend(features)[row], expected)
     pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     torch.testing.assert_close(mix.blend(pixels), mix.blend(pixels.float() / 255))

@@ -96,29 +96,30 @@ def match_pairs(
     return Pairs(images, caption_images, own, positive, ignored)
 
 
-def mix_pairs(pairs: Pairs, partner: Tensor, weight: float) -> Pairs:
-    r"""The pairs of images that were mixed by two: :math:`\lambda x_i + (1 - \lambda) x_{p(i)}`.
+def mix_pairs(pairs: Pairs, partner: Tensor, weight: Tensor) -> Pairs:
+    r"""The pairs of images mixed by two: :math:`\lambda_i x_i + (1 - \lambda_i) x_{p(i)}`.
 
-    Mixup (Zhang et al. 2018, equation 2) for pairs: a caption describes :math:`\lambda` of the
-    mixed image if it is a positive of image :math:`i`, :math:`1 - \lambda` if it is one of the
+    Mixup (Zhang et al. 2018, equation 2) for pairs: a caption describes :math:`\lambda_i` of the
+    mixed image if it is a positive of image :math:`i`, :math:`1 - \lambda_i` if it is one of the
     partner's, all of it if it is both. What either image ignores, the mixed one ignores, unless it
     describes the other.
 
     Args:
         pairs: of the images as they were.
         partner: ``(B,) int64``, :math:`p`, the row that each image is mixed with.
-        weight: :math:`\lambda`, of the image itself, 0 to 1.
+        weight: ``(B,)``, :math:`\lambda`, of each image itself, 0 to 1.
 
     Raises:
-        ValueError: an argument out of range, or pairs that are mixed already.
+        ValueError: shapes that do not fit, or pairs that are mixed already.
     """
     if pairs.share is not None:
         raise ValueError("these pairs are mixed already")
-    if not 0 <= weight <= 1 or partner.shape != pairs.images.shape:
+    if partner.shape != pairs.images.shape or weight.shape != pairs.images.shape:
         raise ValueError(
-            f"mix_pairs wants a weight of 0 to 1 and {len(pairs.images)} partners, found {weight} "
-            f"and {tuple(partner.shape)}"
+            f"mix_pairs wants {len(pairs.images)} partners and weights, found "
+            f"{tuple(partner.shape)} and {tuple(weight.shape)}"
         )
+    weight = weight[:, None]  # (B, 1)
     share = weight * pairs.positive.float() + (1 - weight) * pairs.positive[partner].float()
     positive = share > 0  # (B, C)
     ignored = (pairs.ignored | pairs.ignored[partner]) & ~positive

@@ -15,27 +15,28 @@ MIX_STREAM = 4  # sets its generator apart from those of captions, crops and col
 
 
 class Mix(NamedTuple):
-    """Image ``i`` becomes ``weight`` of itself and ``1 - weight`` of image ``partner[i]``.
+    """Image ``i`` becomes ``weight[i]`` of itself and the rest of image ``partner[i]``.
 
-    ``partner`` is ``(B,) int64``; ``weight`` lies in 0.5..1, so that an image stays mostly itself.
+    ``partner`` is ``(B,) int64``; ``weight (B,)`` fp32 lies in 0.5..1: each stays mostly itself.
     """
 
     partner: Tensor
-    weight: float
+    weight: Tensor
 
     def blend(self, inputs: Tensor) -> Tensor:
         """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1."""
         whole = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
-        return whole * self.weight + whole[self.partner.to(whole.device)] * (1 - self.weight)
+        weight = self.weight.to(whole.device).view(-1, *[1] * (whole.dim() - 1))
+        return whole * weight + whole[self.partner.to(whole.device)] * (1 - weight)
 
 
 def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> Mix | None:
-    """The mix of a step, with a weight from Beta(``alpha``, ``alpha``); None where that is 0."""
+    """The mix of a step, each weight from Beta(``alpha``, ``alpha``); None where that is 0."""
     if alpha == 0:
         return None
     rng = np.random.default_rng([seed, epoch, step, MIX_STREAM])
-    weight = float(rng.beta(alpha, alpha))
-    return Mix(torch.from_numpy(rng.permutation(images)), max(weight, 1 - weight))
+    weight = torch.from_numpy(rng.beta(alpha, alpha, images)).float()
+    return Mix(torch.from_numpy(rng.permutation(images)), torch.maximum(weight, 1 - weight))
 
 
 def step_mix(batch: Batch, config: Config, epoch: int, step: int) -> Mix | None:

@@ -96,7 +96,8 @@ def train_step(
     if paired:
         pairs = _pairs(batch, frozen, config)
         if mix is not None:
-            pairs = mix_pairs(pairs, mix.partner.to(pairs.images.device), mix.weight)
+            device = pairs.images.device
+            pairs = mix_pairs(pairs, mix.partner.to(device), mix.weight.to(device))
         loss = criterion(image, text, pairs)  # type: ignore[call-arg]
     else:
         loss = criterion(image, text[: len(image)])
