@@ -93,6 +93,7 @@ def test_figures_of_the_towers_are_right() -> None:
     """The table's parameter counts, from the architectures."""
     import torch
 
+    from captune.config import Config
     from captune.models import CLIPModel
 
     class Text:
@@ -102,11 +103,13 @@ def test_figures_of_the_towers_are_right() -> None:
             return torch.ones(len(texts), 384)
 
     forms = {
-        "efficientnet-lite0": "EfficientNet-Lite0, {:,} |",
-        "efficientnet-lite1": "EfficientNet-Lite1 (240 pixels), {:,};",
-        "efficientnet-lite2": "-Lite2 (260 pixels), {:,} |",
+        "minilm-lite0": "EfficientNet-Lite0 ({} pixels), {:,} |",
+        "minilm-lite1": "EfficientNet-Lite1 ({} pixels), {:,};",
+        "minilm-lite2": "-Lite2 ({} pixels), {:,} |",
     }
-    for name, form in forms.items():
-        model = CLIPModel(Text(), image_encoder=name)
+    for towers, form in forms.items():
+        config = Config.from_mapping({"towers": towers})
+        tower = config.image_encoder_name
+        model = CLIPModel(Text(), image_encoder=tower, hidden_dim=config.hidden_dim)
         count = sum(p.numel() for p in model.parameters())
-        assert form.format(count) in README
+        assert form.format(config.image_size, count) in README

@@ -21,6 +21,7 @@ from captune.losses import InfoNCELoss
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.training import fit as fit_module
+from captune.training import telling as telling_module
 from captune.training.fit import TrainingStopped, fit
 from captune.training.run import Run
 
@@ -287,7 +288,7 @@ def test_tensorboard_gets_the_curves(tables: Tables, config: Config, tmp_path: P
 def test_a_logger_that_is_not_installed_names_its_extra(
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(telling_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CaptuneError, match=r"captune\[wandb\]"):
         fit(*tables, out=tmp_path / "run", config=config.replace(log_with="wandb"))
 
