@@ -35,8 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 HEAD = {"recipe": "best-adapter", "freeze_backbone": True}
 HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "best-adapter, stage 1": {},
-    "without the text adapter": {"text_adapter": False},
-    "best, stage 1": {"recipe": "best"},
+    "without the text adapter (best)": {"text_adapter": False},
     "hidden layer of 1024": {"hidden_dim": 1024},
     "no mixup": {"head_mixup": 0.0},
     "no dropout of hidden units": {"dropout": 0.0},
@@ -80,7 +79,7 @@ WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
     "attention pooling": {"use_attention_pooling": True},
     "no moving average": {"ema_decay": 0.0},
     "soup of 3 epochs": {"soup": 3},
-    "plain": {"recipe": "plain"},
+    "plain": {"recipe": "plain", "head_epochs": 0},
 }
 PARTS = {"head": (HEAD, HEAD_PARTS), "whole": (WHOLE, WHOLE_PARTS)}
 
@@ -165,7 +164,8 @@ def main() -> None:
         "format_version": VERSION,
         "rows": read_versioned(path, what="results", version=VERSION)["rows"] if kept else [],
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in (arguments.out, RESULTS):
+        folder.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for name, changes in parts.items():
             if arguments.only and not any(word in name for word in arguments.only):
@@ -174,8 +174,8 @@ def main() -> None:
                 continue
             shared = {"towers": "minilm-lite0", "log_with": "none", "seed": seed}
             config = Config.from_mapping({**base, **shared, **changes})
-            with TemporaryDirectory(dir=arguments.out) as folder:
-                results["rows"].append(measure(name, config, Path(folder) / "run", tables))
+            with TemporaryDirectory(dir=arguments.out) as scratch:
+                results["rows"].append(measure(name, config, Path(scratch) / "run", tables))
             write_json(path, results)
             print(f"{name}, seed {seed}: rsum {results['rows'][-1]['rsum']:.1f}", flush=True)
     print(table_of(results["rows"], list(parts)))

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from captune.config import Config
 from captune.losses import ContrastiveLoss, SigLIPLoss
 from captune.matching import Pairs, mix_pairs
-from captune.training.mixing import draw_mix
+from captune.training.loader import Batch
+from captune.training.mixing import draw_mix, step_mix
 from test_contrastive import batch, unit
 
 PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
@@ -143,3 +145,14 @@ def test_features_and_pixels_are_blended() -> None:
         torch.testing.assert_close(mix.blend(features)[row], expected)
     pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     torch.testing.assert_close(mix.blend(pixels), mix.blend(pixels.float() / 255))
+
+
+def test_features_are_mixed_as_stage_1_says_and_photos_as_stage_2_says() -> None:
+    def mixed(inputs: Tensor, **values: float) -> bool:
+        rows = torch.arange(4)
+        config = Config.from_mapping({"head_mixup": 0.0, "mixup": 0.0, **values})
+        return step_mix(Batch(inputs, unit(4, 3, 0), rows, rows, 4), config, 0, 0) is not None
+
+    features, pixels = unit(4, 3, 1), torch.zeros(4, 3, 5, 5, dtype=torch.uint8)
+    assert mixed(features, head_mixup=1.0) and not mixed(features, mixup=1.0)
+    assert mixed(pixels, mixup=1.0) and not mixed(pixels, head_mixup=1.0)
