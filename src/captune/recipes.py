@@ -26,8 +26,8 @@ def _lite(image_size: int) -> dict[str, Any]:
     """What suits EfficientNet-Lite, as Flickr8k's dev split told: docs/recipe.md.
 
     Small networks bear large steps. Their first layers know all they need from ImageNet, and left
-    alone they save a third of a step. Photos are seen a fourth larger than the crops they are trained
-    on (Touvron et al. 2019).
+    alone they save a third of a step. Photos are seen a fourth larger than the crops that are
+    trained on (Touvron et al. 2019).
     """
     return {
         "image_size": image_size,
