@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captune.config import Config
 from captune.losses import ContrastiveLoss, SigLIPLoss
 from captune.matching import Pairs, mix_pairs
+from captune.models import CLIPModel
 from captune.training.loader import Batch
-from captune.training.mixing import draw_mix, step_mix
+from captune.training.mixing import Mix, draw_mix, step_mix
 from test_contrastive import batch, unit
 
 PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
@@ -147,12 +151,44 @@ def test_features_and_pixels_are_blended() -> None:
     torch.testing.assert_close(mix.blend(pixels), mix.blend(pixels.float() / 255))
 
 
-def test_features_are_mixed_as_stage_1_says_and_photos_as_stage_2_says() -> None:
-    def mixed(inputs: Tensor, **values: float) -> bool:
-        rows = torch.arange(4)
+def batch_of(inputs: Tensor) -> Batch:
+    rows = torch.arange(len(inputs))
+    return Batch(inputs, unit(len(inputs), 3, 0), rows, rows, len(inputs))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("photos", [True, False])
+@torch.no_grad()
+def test_what_the_head_is_given_is_mixed_or_the_photos_are(
+    tiny_resnet: Path, tiny_sentence: Path, kept: bool, photos: bool
+) -> None:
+    model = CLIPModel(str(tiny_sentence), image_encoder=str(tiny_resnet), hidden_dim=24).eval()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    inputs = model.pooled_features(pixels) if kept else pixels
+    found = Mix(PARTNER, WEIGHT, photos).embed(model, batch_of(inputs))
+
+    def backbone(one: Tensor) -> Tensor:
+        return model.pooled_features(one[None])[0]
+
+    for row, (partner, weight) in enumerate(zip(PARTNER.tolist(), WEIGHT.tolist(), strict=True)):
+        if photos and not kept:
+            blended = (weight * pixels[row] + (1 - weight) * pixels[partner]) / 255
+            features = backbone(blended)
+        else:
+            one, other = backbone(pixels[row]), backbone(pixels[partner])
+            features = weight * one + (1 - weight) * other
+        expected = F.normalize(model.head(features), dim=-1)
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_mixed_as_each_stage_says() -> None:
+    def mixed(inputs: Tensor, **values: float) -> Mix | None:
         config = Config.from_mapping({"head_mixup": 0.0, "mixup": 0.0, **values})
-        return step_mix(Batch(inputs, unit(4, 3, 0), rows, rows, 4), config, 0, 0) is not None
+        return step_mix(batch_of(inputs), config, 0, 0)
 
     features, pixels = unit(4, 3, 1), torch.zeros(4, 3, 5, 5, dtype=torch.uint8)
     assert mixed(features, head_mixup=1.0) and not mixed(features, mixup=1.0)
     assert mixed(pixels, mixup=1.0) and not mixed(pixels, head_mixup=1.0)
+    for photos in (False, True):
+        mix = mixed(pixels, mixup=1.0, mix_photos=photos)
+        assert mix is not None and mix.photos == photos

@@ -89,6 +89,10 @@ class Config(Mapping[str, Any]):
     frozen_layers: float = _key(
         0.0, "share of the backbone's layers, from the input, that stay", low=0.0, below=1.0
     )
+    mixup: float = _key(
+        1.0, "mixup of features in stage 2: alpha of its Beta distribution; 0 = none", low=0.0
+    )
+    mix_photos: bool = _key(False, "stage 2 mixes photos in place of their features")
     unfreeze_epochs: int = _key(
         0, "epochs in which the backbone comes in from the top; 0 = at once", low=0
     )
@@ -110,9 +114,6 @@ class Config(Mapping[str, Any]):
     crop_scale: float = _key(0.5, "least share of the picture in a crop", above=0.0, high=1.0)
     colour_jitter: float = _key(0.0, "brightness, contrast, saturation vary by this", low=0.0)
     rand_augment: int = _key(0, "RandAugment's magnitude, two operations; 0 = none", low=0, high=10)
-    mixup: float = _key(
-        0.0, "mixup of photos in stage 2: alpha of its Beta distribution; 0 = none", low=0.0
-    )
     train_size_share: float = _key(
         1.0, "side of the training crops, in that of image_size", above=0.0, high=2.0
     )

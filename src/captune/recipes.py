@@ -55,6 +55,7 @@ TOWERS: dict[str, Towers] = {
             "head_epochs": 0,
             "dropout": 0.0,
             "feature_dropout": 0.0,
+            "mixup": 0.0,
         },
     ),
     "minilm-lite0": Towers(
@@ -105,6 +106,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "head_epochs": 0,
             "head_mixup": 0.0,
+            "mixup": 0.0,
             "captions_per_image": 1,
             "bank_negatives": 0,
             "duplicate_threshold": 0.0,

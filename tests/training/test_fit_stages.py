@@ -186,8 +186,9 @@ def test_the_same_seed_gives_the_same_numbers_from_a_cold_and_a_warm_cache(
         (7, {}),
         (8, {"unfreeze_epochs": 2}),
         (10, {"loss": "siglip"}),
-        (11, {"image_queue": 16, "head_mixup": 0.0, "hard_negatives": 0.3}),
+        (11, {"image_queue": 16, "head_mixup": 0.0, "mixup": 0.0, "hard_negatives": 0.3}),
         (11, {"mixup": 0.5}),
+        (11, {"mixup": 0.5, "mix_photos": True}),
         (11, {"ema_decay": 0.0, "head_epochs": 2}),
         (12, {}),
     ],
@@ -405,7 +406,7 @@ def test_a_queue_of_images_does_not_keep_it_from_learning(
 ) -> None:
     """Told by recall: its loss rises while the queue fills, and counts embeddings that are old."""
     calm = {"augment": False, "dropout": 0.0, "patience": 0, "learning_rate": 3e-3}
-    queue = {"image_queue": 16, "head_mixup": 0.0}
+    queue = {"image_queue": 16, "head_mixup": 0.0, "mixup": 0.0}
     config = best.replace(head_epochs=15, num_epochs=15, **queue, **calm)
     history = fit(*tables, out=tmp_path / "run", config=config).history()
     assert all(math.isfinite(row["train_loss"]) for row in history)
@@ -431,7 +432,7 @@ def test_every_choice_learns(
     tables: Tables, best: Config, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     # Nothing but learning moves the loss.
-    calm = {"augment": False, "dropout": 0.0, "head_mixup": 0.0, "patience": 0}
+    calm = {"augment": False, "dropout": 0.0, "head_mixup": 0.0, "mixup": 0.0, "patience": 0}
     config = best.replace(head_epochs=8, num_epochs=8, **calm, **changes)
     history = fit(*tables, out=tmp_path / "run", config=config).history()
     assert len(history) == 16

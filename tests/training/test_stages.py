@@ -259,7 +259,9 @@ def test_a_queue_counts_for_chance_and_other_losses_have_none(tables: Tables, be
     def chance(**changes: Any) -> float:
         return planned(tables, config.replace(**changes))[0].stage_of(2).chance_loss
 
-    assert chance(image_queue=24, head_mixup=0.0) == pytest.approx((math.log(8) + math.log(32)) / 2)
+    assert chance(image_queue=24, head_mixup=0.0, mixup=0.0) == pytest.approx(
+        (math.log(8) + math.log(32)) / 2
+    )
     assert chance(loss="siglip") == chance(criterion="own:loss") == math.inf
 
 

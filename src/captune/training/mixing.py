@@ -1,4 +1,9 @@
-"""Mixup: each image of a step blended with another one of it (Zhang et al. 2018)."""
+"""Mixup: each image of a step blended with another one of it (Zhang et al. 2018).
+
+What is blended is as a rule what the head is given, pooled features (manifold mixup, Verma et al.
+2019): in stage 1 nothing else is at hand, and in stage 2 the backbone sees whole photos. Photos
+themselves can be blended instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captune.config import Config
+from captune.models import CLIPModel
 from captune.training.loader import Batch
 
 MIX_STREAM = 4  # sets its generator apart from those of captions, crops and colours
@@ -18,16 +24,27 @@ class Mix(NamedTuple):
     """Image ``i`` becomes ``weight[i]`` of itself and the rest of image ``partner[i]``.
 
     ``partner`` is ``(B,) int64``; ``weight (B,)`` fp32 lies in 0.5..1: each stays mostly itself.
+    ``photos``: the pixels are blended, where there are any, in place of the features.
     """
 
     partner: Tensor
     weight: Tensor
+    photos: bool = False
 
     def blend(self, inputs: Tensor) -> Tensor:
         """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1."""
         whole = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
         weight = self.weight.to(whole.device).view(-1, *[1] * (whole.dim() - 1))
         return whole * weight + whole[self.partner.to(whole.device)] * (1 - weight)
+
+    def embed(self, model: CLIPModel, batch: Batch) -> Tensor:
+        """The mixed images' embeddings ``(B, D)``, unit length."""
+        inputs = batch.inputs.to(model.device, non_blocking=True)
+        if inputs.dim() == 2:
+            return model.project_image(self.blend(inputs))
+        if self.photos:
+            return model(self.blend(inputs))  # type: ignore[no-any-return]
+        return model.project_image(self.blend(model.pooled_features(inputs)))
 
 
 def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> Mix | None:
@@ -42,4 +59,5 @@ def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> 
 def step_mix(batch: Batch, config: Config, epoch: int, step: int) -> Mix | None:
     """What the step's images are mixed with: kept features as much as ``head_mixup`` says."""
     alpha = config.head_mixup if batch.inputs.dim() == 2 else config.mixup
-    return draw_mix(len(batch.images), alpha, seed=config.seed, epoch=epoch, step=step)
+    mix = draw_mix(len(batch.images), alpha, seed=config.seed, epoch=epoch, step=step)
+    return mix and mix._replace(photos=config.mix_photos)

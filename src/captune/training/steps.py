@@ -88,10 +88,9 @@ def train_step(
     """
     frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
     paired = getattr(criterion, "takes_pairs", False)
-    if mix is not None and paired:
-        batch = batch._replace(inputs=mix.blend(batch.inputs.to(accelerator.device)))
+    mix = mix if paired else None  # a loss that knows no pairs cannot be told of two images in one
     with accelerator.autocast():
-        image = batch.embed(model)  # (B, D)
+        image = batch.embed(model) if mix is None else mix.embed(model, batch)  # (B, D)
     text = model.project_text(frozen)  # (C, D)
     if paired:
         pairs = _pairs(batch, frozen, config)
