@@ -28,7 +28,7 @@ from captune.device import best_device, choose_precision
 from captune.evaluation.intervals import mean_over_seeds
 from captune.files import read_versioned, write_json
 from captune.training.run import Run
-from captune.workflow.demo import DEMO_CONFIG
+from captune.workflow.demo import DEMO_CONFIG, demo_config
 
 VERSION = 1
 RESULTS = Path(__file__).parent / "results"
@@ -89,7 +89,7 @@ WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
     "plain": {"recipe": "plain", "head_epochs": 0},
 }
 # The demo's scenes (captune data demo scenes), at equal time: plain takes as many passes as fit.
-PLAIN = {"recipe": "plain", "image_size": 128, "batch_size": 32, "learning_rate": 1e-3}
+PLAIN = {"recipe": "plain", **demo_config(recipe="plain").differences()}
 DEMO_PARTS: dict[str, Mapping[str, Any]] = {
     "best, as in the demo": {"recipe": DEMO_CONFIG.recipe, **DEMO_CONFIG.differences()},
     **{f"plain, {n} epochs": {**PLAIN, "num_epochs": n} for n in (3, 4, 5)},
