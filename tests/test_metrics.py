@@ -1,81 +1,21 @@
-"""Ranks and recalls against a slow full-matrix reference, and against eccv_caption."""
+"""Metrics from ranks against their definitions, and against independent libraries."""
 
 from __future__ import annotations
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from captune.data.coco import karpathy_ids
-from captune.metrics import (
-    retrieval_metrics,
-    retrieval_ranks,
-    rows_per_block,
-    similarity_rows,
-    summarise_ranks,
-)
-
-
-def slow_ranks(similarity: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:
-    """Straight from the definition, one query at a time; ties count against the query."""
-    images, captions = similarity.shape
-    image_ranks, caption_ranks = [], []
-    for i in range(images):
-        own = [c for c in range(captions) if owner[c] == i]
-        best = max(similarity[i, c] for c in own)
-        rivals = [c for c in range(captions) if owner[c] != i and similarity[i, c] >= best]
-        image_ranks.append(1 + len(rivals))
-    for c in range(captions):
-        score = similarity[owner[c], c]
-        rivals = [i for i in range(images) if i != owner[c] and similarity[i, c] >= score]
-        caption_ranks.append(1 + len(rivals))
-    return image_ranks, caption_ranks
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    images = draw(st.integers(1, 9))
-    extra = draw(st.lists(st.integers(0, images - 1), max_size=20))
-    owner = np.array(draw(st.permutations([*range(images), *extra])), dtype=np.int64)
-    levels = draw(st.sampled_from([2, 5, 1000]))  # few levels: many ties
-    flat = draw(
-        st.lists(st.integers(0, levels), min_size=images * len(owner), max_size=images * len(owner))
-    )
-    similarity = np.array(flat, dtype=np.float32).reshape(images, len(owner)) / levels
-    return similarity, owner, draw(st.integers(1, 10))
-
-
-@settings(max_examples=300, deadline=None)
-@given(cases())
-def test_ranks_equal_the_slow_reference(case: tuple[np.ndarray, np.ndarray, int]) -> None:
-    similarity, owner, block = case
-    matrix = torch.from_numpy(similarity)
-    image_ranks, caption_ranks = retrieval_ranks(
-        lambda start, stop: matrix[start:stop].clone(),
-        torch.from_numpy(owner),
-        len(matrix),
-        block=block,
-    )
-    assert (image_ranks.tolist(), caption_ranks.tolist()) == slow_ranks(similarity, owner)
+from captune.metrics import average_precision_at_r, retrieval_metrics, summarise_ranks
+from captune.ranks import retrieval_ranks
 
 
 def random_unit(rows: int, dim: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(rows, dim, generator=generator), dim=-1)
-
-
-@pytest.mark.parametrize("block", [1, 7, 64, 1000])
-def test_block_size_changes_nothing(block: int) -> None:
-    image, text = random_unit(100, 16, 0), random_unit(260, 16, 1)
-    owner = torch.cat([torch.arange(100), torch.randint(0, 100, (160,))])
-    whole = retrieval_ranks(similarity_rows(image, text), owner, 100, block=100)
-    parts = retrieval_ranks(similarity_rows(image, text), owner, 100, block=block)
-    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
 
 
 def test_duplicate_images_count_against_each_other() -> None:
@@ -106,21 +46,41 @@ def test_median_rank_of_an_even_count_is_between_the_middle_two() -> None:
     assert summarise_ranks(torch.tensor([3, 1, 2]))["median_rank"] == 2.0
 
 
-def test_nan_is_refused() -> None:
-    image = random_unit(4, 8, 6)
-    image[2, 3] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        retrieval_metrics(image, random_unit(4, 8, 7), torch.arange(4))
+def test_mean_rank_and_reciprocal_rank() -> None:
+    found = summarise_ranks(torch.tensor([1, 2, 4, 5]))
+    assert found["mean_rank"] == 3.0
+    assert found["MRR"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 4 + 1 / 5) / 4)
 
 
-def test_an_image_without_captions_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one caption"):
-        retrieval_metrics(random_unit(3, 8, 8), random_unit(2, 8, 9), torch.tensor([0, 1]))
+def slow_map_at_r(similarity: torch.Tensor, owner: list[int]) -> float:
+    """Straight from the definition, by sorting; without ties the order is the only one."""
+    total = 0.0
+    for i, row in enumerate(similarity.tolist()):
+        mine = [c for c, image in enumerate(owner) if image == i]
+        order = sorted(range(len(owner)), key=lambda c: -row[c])[: len(mine)]
+        hits = [c in mine for c in order]
+        total += sum(sum(hits[: k + 1]) / (k + 1) for k in range(len(mine)) if hits[k]) / len(mine)
+    return 100 * total / len(similarity)
 
 
-def test_blocks_keep_within_their_budget() -> None:
-    assert rows_per_block(202_654) * 202_654 * 4 <= 1 << 27
-    assert rows_per_block(10**12) == 1
+@pytest.mark.parametrize("seed", range(5))
+def test_map_at_r_equals_a_slow_sort(seed: int) -> None:
+    image = random_unit(20, 6, seed)
+    owner = torch.cat([torch.arange(20), torch.randint(0, 20, (50,))])
+    text = F.normalize(image[owner] + random_unit(70, 6, 100 + seed), dim=-1)
+    found = retrieval_metrics(image, text, owner, every_caption=True)
+    expected = slow_map_at_r(image @ text.T, owner.tolist())
+    assert 5 < expected < 95
+    assert found["image_to_text"]["mAP@R"] == pytest.approx(expected)
+    assert found["text_to_image"]["mAP@R"] == found["text_to_image"]["R@1"]
+    assert "mAP@R" not in retrieval_metrics(image, text, owner)["image_to_text"]
+
+
+def test_a_perfect_ranking_has_an_average_precision_of_one() -> None:
+    owner = torch.tensor([1, 0, 1, 1])
+    ranks = retrieval_ranks(torch.eye(2), torch.eye(2)[owner], owner, every_caption=True)
+    assert ranks.of_own is not None
+    assert average_precision_at_r(ranks.of_own, owner).tolist() == [1.0, 1.0]
 
 
 def test_agrees_with_eccv_caption_on_the_karpathy_5k_protocol() -> None:

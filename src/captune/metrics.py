@@ -1,4 +1,4 @@
-"""Retrieval metrics from ranks, computed block by block: the full matrix never exists.
+"""Retrieval metrics from ranks (:mod:`captune.ranks`), in percent.
 
 Definitions. Image→text: the rank of an image is that of its best-placed caption (any of its
 captions counts). Text→image: the rank of a caption is that of its image. A rank is one plus the
@@ -8,109 +8,92 @@ the percentage of queries with rank <= K over the whole gallery.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captune.ranks import Ranks, retrieval_ranks
+
 RECALL_AT = (1, 5, 10)
-
-SimilarityRows = Callable[[int, int], Tensor]
-"""Images ``[start, stop)`` against all captions: ``(stop - start, M)``."""
-
-
-def similarity_rows(image: Tensor, text: Tensor) -> SimilarityRows:
-    """Cosine similarity of ``image (N, D)`` and ``text (M, D)``, unit length, rows on demand."""
-    columns = text.T  # (D, M)
-    return lambda start, stop: image[start:stop] @ columns
-
-
-def rows_per_block(captions: int, budget_bytes: int = 1 << 27) -> int:
-    """How many rows of ``captions`` fp32 similarities fit the budget (default 128 MiB)."""
-    return max(1, budget_bytes // (4 * max(1, captions)))
-
-
-def retrieval_ranks(
-    rows: SimilarityRows, image_of_caption: Tensor, images: int, *, block: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ranks of all images and captions, ties counted against the query.
-
-    Two passes over the same blocks: the first collects each caption's score with its own image,
-    the second counts who scores at least as much. Own scores come from the very products that
-    they are compared with; computed apart they would differ in the last bit and shift ranks.
-
-    Args:
-        rows: similarity of images ``[start, stop)`` with all captions, ``(stop - start, M)``.
-        image_of_caption: ``(M,)`` int64, the image of each caption.
-        images: N; every image needs at least one caption.
-        block: images a block; default by memory.
-
-    Returns:
-        ``(N,)`` and ``(M,)`` int64 ranks, the best being 1.
-
-    Raises:
-        ValueError: a similarity is NaN, or an image has no caption.
-    """
-    captions = len(image_of_caption)
-    owner = image_of_caption.cpu()
-    if bool((torch.bincount(owner, minlength=images) == 0).any()):
-        raise ValueError("every image needs at least one caption to be ranked")
-    block = block or rows_per_block(captions)
-    column = torch.arange(captions)
-    own = torch.empty(captions)
-    for start in range(0, images, block):
-        similarity = rows(start, min(start + block, images)).float().cpu()
-        if bool(similarity.isnan().any()):
-            raise ValueError("a similarity is NaN: the embeddings hold NaN or infinite values")
-        mine = (owner >= start) & (owner < start + len(similarity))
-        own[mine] = similarity[owner[mine] - start, column[mine]]
-
-    best_own = torch.full((images,), -torch.inf).scatter_reduce(0, owner, own, "amax")
-    image_rank = torch.ones(images, dtype=torch.int64)
-    caption_rank = torch.ones(captions, dtype=torch.int64)
-    for start in range(0, images, block):
-        similarity = rows(start, min(start + block, images)).float().cpu()
-        stop = start + len(similarity)
-        mine = (owner >= start) & (owner < stop)
-        # An image's own captions are not rivals of its best one, nor a caption's own image of it.
-        similarity[owner[mine] - start, column[mine]] = -torch.inf
-        image_rank[start:stop] += (similarity >= best_own[start:stop, None]).sum(dim=1)
-        caption_rank += (similarity >= own).sum(dim=0)
-    return image_rank, caption_rank
 
 
 def summarise_ranks(ranks: Tensor) -> dict[str, float]:
-    """Recall@1, @5, @10 in percent and the median rank of ``ranks`` ``(Q,)``.
+    """Of ``ranks (Q,)``: Recall@1, @5, @10 and the mean reciprocal rank (``MRR``), in percent, and
+    ``median_rank`` and ``mean_rank``.
 
     The median of an even number of queries is the mean of the middle two.
     """
+    exact = ranks.double()
     recalls = {f"R@{k}": 100.0 * float((ranks <= k).double().mean()) for k in RECALL_AT}
-    return {**recalls, "median_rank": float(ranks.double().quantile(0.5))}
+    return {
+        **recalls,
+        "median_rank": float(exact.quantile(0.5)),
+        "mean_rank": float(exact.mean()),
+        "MRR": 100.0 * float(exact.reciprocal().mean()),
+    }
 
 
-def retrieval_metrics(image: Tensor, text: Tensor, image_of_caption: Tensor) -> dict[str, Any]:
+def average_precision_at_r(of_own: Tensor, image_of_caption: Tensor) -> Tensor:
+    r"""AP@R of each image (Musgrave et al. 2020, section 3.2), 0 to 1.
+
+    An image has :math:`R` captions of its own; with :math:`P(k)` the share of them among the first
+    :math:`k` of all captions,
+
+    .. math:: AP@R = \frac{1}{R} \sum_{k=1}^{R} P(k) \, [\text{the } k\text{-th is its own}]
+
+    Args:
+        of_own: ``(M,)`` places of captions among all captions for their own image, from
+            :class:`captune.ranks.Ranks`.
+        image_of_caption: ``(M,)`` int64.
+
+    Returns:
+        ``(N,)`` double.
+    """
+    owner = image_of_caption.cpu()
+    order = of_own.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]  # by image, best place first
+    counts = torch.bincount(owner)
+    first = counts.cumsum(0) - counts
+    found = 1 + torch.arange(len(owner)) - first[owner[order]]  # own ones up to and with this one
+    place = of_own[order]
+    precision = torch.where(place <= counts[owner[order]], found.double() / place.double(), 0.0)
+    total = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner[order], precision)
+    return total / counts
+
+
+def retrieval_metrics(
+    image: Tensor, text: Tensor, image_of_caption: Tensor, *, every_caption: bool = False
+) -> dict[str, Any]:
     """Both directions at once, from embeddings.
 
     Args:
         image: ``(N, D)`` unit length.
         text: ``(M, D)`` unit length, one row for each caption.
         image_of_caption: ``(M,)`` int64.
+        every_caption: add ``mAP@R`` (percent), for which all captions of an image are ranked.
 
     Returns:
-        ``image_to_text`` and ``text_to_image`` (R@K in percent over the gallery of M captions and
-        N images, ``median_rank``) and ``rsum``, the sum of the six recalls.
+        ``image_to_text`` and ``text_to_image`` (what :func:`summarise_ranks` gives, over the
+        gallery of M captions and N images) and ``rsum``, the sum of the six recalls.
+
+    Raises:
+        ValueError: see :func:`captune.ranks.retrieval_ranks`.
     """
-    return metrics_of_ranks(
-        *retrieval_ranks(similarity_rows(image, text), image_of_caption, len(image))
-    )
+    ranks = retrieval_ranks(image, text, image_of_caption, every_caption=every_caption)
+    return metrics_of_ranks(ranks, image_of_caption)
 
 
-def metrics_of_ranks(image_rank: Tensor, caption_rank: Tensor) -> dict[str, Any]:
-    """What :func:`retrieval_metrics` returns, from the ranks ``(N,)`` and ``(M,)``."""
+def metrics_of_ranks(ranks: Ranks, image_of_caption: Tensor) -> dict[str, Any]:
+    """What :func:`retrieval_metrics` returns, from ranks."""
     both = {
-        "image_to_text": summarise_ranks(image_rank),
-        "text_to_image": summarise_ranks(caption_rank),
+        "image_to_text": summarise_ranks(ranks.image),
+        "text_to_image": summarise_ranks(ranks.caption),
     }
+    if ranks.of_own is not None:
+        precision = average_precision_at_r(ranks.of_own, image_of_caption)
+        both["image_to_text"]["mAP@R"] = 100.0 * float(precision.mean())
+        # A caption has one image: R is 1, and AP@1 is whether it is found first.
+        both["text_to_image"]["mAP@R"] = both["text_to_image"]["R@1"]
     rsum = sum(direction[f"R@{k}"] for direction in both.values() for k in RECALL_AT)
     return {**both, "rsum": rsum}

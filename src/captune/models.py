@@ -188,6 +188,11 @@ class CLIPModel(nn.Module):
         return flag_suffix(parts.use_batch_norm, parts.use_attention_pooling)
 
     @property
+    def text_fingerprint(self) -> str:
+        """The frozen text tower's; known without loading it."""
+        return str(self._text_meta["fingerprint"])
+
+    @property
     def text_encoder(self) -> TextEncoder:
         """The frozen text tower; that of a reopened run is loaded when first asked for.
 

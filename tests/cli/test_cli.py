@@ -102,7 +102,8 @@ def test_evaluate_prints_exactly_the_object_of_its_file(
     assert result == json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (result["images"], result["captions"], result["split"]) == (8, 40, "val")
     for direction in ("image_to_text", "text_to_image"):
-        assert set(result[direction]) == {"R@1", "R@5", "R@10", "median_rank"}
+        percent = {"R@1", "R@5", "R@10", "MRR", "mAP@R"}
+        assert set(result[direction]) == percent | {"median_rank", "mean_rank"}
     assert "note: " in said
 
 
@@ -156,6 +157,36 @@ def test_evaluate_prints_a_small_table_of_the_same_numbers(
         expected = [result[direction][key] for key in ("R@1", "R@5", "R@10", "median_rank")]
         assert [float(word) for word in row.split()[3:]] == pytest.approx(expected, abs=0.051)
     assert float(rows[4].split()[1]) == pytest.approx(result["rsum"], abs=0.051)
+
+
+def test_the_table_says_how_sure_rsum_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    last = capsys.readouterr().out.splitlines()[5]
+    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    low, high = result["intervals"]["rsum"]
+    assert last.split("95")[0].strip() == f"[{low:.1f}, {high:.1f}]"
+    assert low <= result["rsum"] <= high
+
+
+@pytest.mark.parametrize(
+    ("form", "mark"), [("markdown", "| image to text |"), ("latex", "tabular")]
+)
+def test_evaluate_prints_the_table_of_a_paper(
+    run: Path, capsys: pytest.CaptureFixture[str], form: str, mark: str
+) -> None:
+    assert main(["evaluate", str(run), "--format", form]) == 0
+    printed = capsys.readouterr().out
+    assert mark in printed and "protocol full" in printed
+    assert main(["evaluate", str(run), "--format", form, "--json"]) == 2
+
+
+def test_a_run_against_itself_differs_by_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--against", str(run)]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.endswith("within noise")]
+    assert len(rows) == 7 and all("+0.0  [+0.0, +0.0]" in row for row in rows)
 
 
 def test_hubness_adds_a_block_and_a_key_and_changes_no_plain_figure(

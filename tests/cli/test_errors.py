@@ -64,6 +64,21 @@ def desk(coco: Path, run: Path, tiny_clip: Path, tiny: list[str], tmp_path: Path
 Case = Callable[[Desk], tuple[list[str], list[str]]]
 
 
+def a_protocol_that_is_not_there(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--protocol", "coco1k"]
+    return words, ["no protocol 'coco1k'", "coco-1k"]
+
+
+def a_protocol_of_another_split(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--protocol", "coco-1k"]
+    return words, ["karpathy-test", "squares val", "--protocol full"]
+
+
+def against_nothing(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--against", str(desk.folder / "runs" / "gone")]
+    return words, ["no run at", "gone"]
+
+
 def hubness_without_a_run(desk: Desk) -> tuple[list[str], list[str]]:
     return ["evaluate", str(desk.clip), str(desk.coco), "--hubness"], ["--hubness", "no run"]
 
@@ -439,6 +454,9 @@ CASES: list[Case] = [
     no_scenes_to_draw,
     scenes_drawn_over_other_data,
     scenes_drawn_into_a_file,
+    a_protocol_that_is_not_there,
+    a_protocol_of_another_split,
+    against_nothing,
     hubness_without_a_run,
     hubness_of_the_training_images,
 ]

@@ -452,3 +452,31 @@ def test_hubness_without_a_run_or_its_data_is_refused(
     edit(run / "data.json", data="")
     with pytest.raises(CaptuneError, match="does not say where its data lies"):
         evaluate(str(run), data=data, hubness=True)
+
+
+def test_two_models_are_compared_in_pairs_on_the_same_images(
+    outcome: Any, tiny_clip: Path, coco: Path, tmp_path: Path
+) -> None:
+    folder = str(shutil.copytree(outcome.run.folder, tmp_path / "run"))
+    alone = evaluate(str(tiny_clip), data=str(coco), split="val")
+    found = evaluate(folder, data=str(coco), split="val", against=str(tiny_clip))
+    other = found["against"]
+    assert other["model"] == str(tiny_clip) and other["rsum"] == alone["rsum"]
+    assert other["fingerprints"] != found["fingerprints"]
+    for direction in ("image_to_text", "text_to_image"):
+        for key, difference in other["difference"][direction].items():
+            expected = found[direction][key] - alone[direction][key]
+            assert difference["value"] == pytest.approx(expected)
+            assert difference["low"] <= difference["value"] <= difference["high"]
+    assert other["difference"]["rsum"]["value"] == pytest.approx(found["rsum"] - alone["rsum"])
+
+
+def test_a_result_states_its_protocol_and_its_intervals(outcome: Any, tmp_path: Path) -> None:
+    folder = str(shutil.copytree(outcome.run.folder, tmp_path / "run"))
+    full, easier = (evaluate(folder, protocol=name) for name in ("full", "one-caption"))
+    assert (full["captions"], easier["captions"], easier["images"]) == (40, 8, 8)
+    assert easier["protocol"]["name"] == "one-caption"
+    for result in (full, easier):
+        low, high = result["intervals"]["text_to_image"]["R@5"]
+        assert low <= result["text_to_image"]["R@5"] <= high
+    assert full["fingerprints"]["model"] == easier["fingerprints"]["model"]

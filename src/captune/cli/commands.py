@@ -103,8 +103,15 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         options=_table_options(arguments),
         own=_own_towers(arguments),
         hubness=arguments.hubness,
+        protocol=arguments.protocol,
+        against=arguments.against,
     )
-    _print_metrics(result, arguments.json)
+    if arguments.format == "text":
+        _print_metrics(result, arguments.json)
+    else:
+        from captune.report.tables import as_latex, as_markdown
+
+        print({"markdown": as_markdown, "latex": as_latex}[arguments.format](result))
     return 0
 
 
@@ -176,8 +183,28 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
         f"{metrics['captions']:,} captions (percent)"
     )
     _print_recalls(metrics, ("image_to_text", "text_to_image"))
+    low, high = metrics["intervals"]["rsum"]
+    print(f"{'':16}[{low:.1f}, {high:.1f}] 95 %, bootstrapped over images")
+    if "against" in metrics:
+        _print_against(metrics["against"])
     if "hubness_corrected" in metrics:
         _print_hubness(metrics["hubness_corrected"])
+
+
+def _print_against(other: dict[str, Any]) -> None:
+    """The other model's recalls, and how sure the difference is."""
+    print(f"\n{other['model']}, on the same images")
+    _print_recalls(other, ("image_to_text", "text_to_image"))
+    difference = other["difference"]
+    print("\ndifference, 95 % by a paired bootstrap over images")
+    rows = [
+        (d.replace("_", " ") + " " + k, v)
+        for d in ("image_to_text", "text_to_image")
+        for k, v in difference[d].items()
+    ]
+    for name, found in [*rows, ("rsum", difference["rsum"])]:
+        sure = "" if found["low"] > 0 or found["high"] < 0 else "  within noise"
+        print(f"{name:20}{found['value']:+7.1f}  [{found['low']:+.1f}, {found['high']:+.1f}]{sure}")
 
 
 def _print_hubness(corrected: dict[str, Any]) -> None:

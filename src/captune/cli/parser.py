@@ -116,10 +116,18 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--hubness", action="store_true", help="also text→image recall corrected for hubs"
     )
+    parser.add_argument(
+        "--protocol", default="full", metavar="NAME", help="full (default), coco-1k, one-caption"
+    )
+    parser.add_argument("--against", metavar="RUN", help="another model, tested in pairs")
     _add_split(parser)
     _add_own_towers(parser)
     _add_table_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    printed.add_argument(
+        "--format", choices=("text", "markdown", "latex"), default="text", help="for papers"
+    )
 
 
 def _add_search(subparsers: Any) -> None:

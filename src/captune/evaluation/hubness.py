@@ -15,23 +15,33 @@ skewness 1.5 to 9.0; with training images R@10 33.3, no gain either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captune.metrics import (
-    SimilarityRows,
-    metrics_of_ranks,
-    retrieval_ranks,
-    rows_per_block,
-    similarity_rows,
-)
+from captune.metrics import metrics_of_ranks
+from captune.ranks import retrieval_ranks
 
 METHOD = "inverted softmax"
 # Sharp enough that only near queries count; fixed, never tuned on what is measured.
 TEMPERATURE = 1 / 20
 NEIGHBOURS = 10
+
+SimilarityRows = Callable[[int, int], Tensor]
+"""Images ``[start, stop)`` against all captions: ``(stop - start, M)``."""
+
+
+def similarity_rows(image: Tensor, text: Tensor) -> SimilarityRows:
+    """Cosine similarity of ``image (N, D)`` and ``text (M, D)``, unit length, rows on demand."""
+    columns = text.T  # (D, M)
+    return lambda start, stop: image[start:stop] @ columns
+
+
+def rows_per_block(captions: int, budget_bytes: int = 1 << 27) -> int:
+    """How many rows of ``captions`` fp32 similarities fit the budget (default 128 MiB)."""
+    return max(1, budget_bytes // (4 * max(1, captions)))
 
 
 def bank_hubness(
@@ -73,16 +83,22 @@ def bank_hubness(
     return temperature * (torch.cat(parts) - size.log())
 
 
-def corrected_rows(rows: SimilarityRows, image_hubness: Tensor) -> SimilarityRows:
-    """Similarity less the hubness of the image: the inverted softmax's logarithm, times T.
+def corrected(image: Tensor, text: Tensor, image_hubness: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings whose products are similarity less the hubness of the image: the inverted
+    softmax's logarithm, times T. The hubness is one more dimension, in which all texts are -1.
 
     The ranking of captions for one image stays what it was: all lose the same.
 
     Args:
-        rows: images ``[start, stop)`` against all captions.
+        image: ``(N, D)`` unit length.
+        text: ``(M, D)`` unit length.
         image_hubness: ``(N,)`` from :func:`bank_hubness`.
+
+    Returns:
+        ``(N, D + 1)`` and ``(M, D + 1)``.
     """
-    return lambda start, stop: rows(start, stop) - image_hubness[start:stop, None]
+    less = text.new_full((len(text), 1), -1.0)
+    return torch.cat([image, image_hubness[:, None]], 1), torch.cat([text, less], 1)
 
 
 def hubness_skewness(
@@ -153,19 +169,19 @@ def hubness_corrected(
         that are), ``image_to_text`` (plain), ``text_to_image``, ``rsum`` (of these two),
         ``skewness_before``, ``skewness_after`` (each both ways).
     """
-    plain = similarity_rows(image, text)
-    corrected = corrected_rows(plain, bank_hubness(image, querybank, temperature=temperature))
-    image_rank, _ = retrieval_ranks(plain, image_of_caption, len(image))
-    _, caption_rank = retrieval_ranks(corrected, image_of_caption, len(image))
-    before = hubness_skewness(plain, len(image), len(text))
-    after = hubness_skewness(corrected, len(image), len(text))
+    fairer = corrected(image, text, bank_hubness(image, querybank, temperature=temperature))
+    owner = image_of_caption
+    plain = retrieval_ranks(image, text, owner, every_caption=True)
+    ranks = plain._replace(caption=retrieval_ranks(*fairer, owner).caption)
+    before = hubness_skewness(similarity_rows(image, text), len(image), len(text))
+    after = hubness_skewness(similarity_rows(*fairer), len(image), len(text))
     return {
         "method": METHOD,
         "querybank": "train captions",
         "queries": len(querybank),
         "temperature": temperature,
         "corrected": ["text_to_image"],
-        **metrics_of_ranks(image_rank, caption_rank),
+        **metrics_of_ranks(ranks, owner),
         "skewness_before": before,
         # Taken over, not computed anew: a common offset moves nothing but the last bits of ties.
         "skewness_after": {**before, "text_to_image": after["text_to_image"]},

@@ -97,6 +97,30 @@ def mean_over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def bootstrap(hits: QueryHits, *, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
+    """The six recalls and rsum, in percent, images resampled with replacement.
+
+    Percentile bootstrap (Efron and Tibshirani 1993, chapter 13). The gallery stays whole: a
+    resample asks which queries might have been drawn, not which pictures might have been searched.
+
+    Returns:
+        Seven intervals: :data:`METRICS` and rsum.
+    """
+    images = len(hits.captions)
+    rng = np.random.default_rng(seed)
+    drawn: list[Floats] = []
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=size)
+        drawn.append(hits.recalls(weights.astype(np.float64)))
+    values, resampled = hits.recalls(), np.concatenate(drawn)
+    values = np.append(values, values.sum())
+    resampled = np.concatenate([resampled, resampled.sum(axis=1, keepdims=True)], axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
+    return [Interval(*map(float, row)) for row in zip(values, low, high, strict=True)]
+
+
 def paired_bootstrap(
     ours: Sequence[QueryHits],
     theirs: Sequence[QueryHits],
@@ -106,9 +130,9 @@ def paired_bootstrap(
 ) -> list[Interval]:
     """The difference ``ours - theirs`` of the six recalls and rsum, images resampled in pairs.
 
-    Percentile bootstrap (Efron and Tibshirani 1993, chapter 13): each resample draws the same
-    images for both sides. With several seeds on each side the seeds' hits are averaged first, so
-    this interval is about the images; the seeds' own spread is :func:`mean_over_seeds`'s matter.
+    As :func:`bootstrap`, each resample drawing the same images for both sides. With several seeds
+    on each side the seeds' hits are averaged first, so this interval is about the images; the
+    seeds' own spread is :func:`mean_over_seeds`'s matter.
 
     Args:
         ours, theirs: one :class:`QueryHits` a seed, all of the same N images in the same order.
@@ -124,17 +148,4 @@ def paired_bootstrap(
         if not np.array_equal(side.captions, counts):
             raise ValueError("a paired comparison needs the same images and captions on both sides")
     mean = np.mean([h.hits for h in ours], axis=0) - np.mean([h.hits for h in theirs], axis=0)
-    difference = QueryHits(mean, counts)
-    images = len(counts)
-    rng = np.random.default_rng(seed)
-    drawn: list[Floats] = []
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=size)
-        drawn.append(difference.recalls(weights.astype(np.float64)))
-    values, resampled = difference.recalls(), np.concatenate(drawn)
-    values = np.append(values, values.sum())
-    resampled = np.concatenate([resampled, resampled.sum(axis=1, keepdims=True)], axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
-    return [Interval(*map(float, row)) for row in zip(values, low, high, strict=True)]
+    return bootstrap(QueryHits(mean, counts), resamples=resamples, seed=seed)

@@ -13,33 +13,61 @@ from captune.bank import CaptionBank
 from captune.data.table import CaptionTable, Rows
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings
-from captune.metrics import retrieval_metrics
+from captune.evaluation.intervals import (
+    CONFIDENCE,
+    METRICS,
+    RESAMPLES,
+    Interval,
+    QueryHits,
+    bootstrap,
+)
+from captune.evaluation.protocols import FULL, Protocol, Ranked
+from captune.metrics import metrics_of_ranks
 from captune.models import CLIPModel
 
 
 def evaluate_retrieval(
-    model: CLIPModel, table: CaptionTable, embeddings: ImageEmbeddings, bank: CaptionBank
-) -> dict[str, Any]:
-    """Recall@K in percent, median rank and rsum, with all captions of the images that were read.
-
-    Image→text: any of the image's captions counts. Ties count against the query.
+    model: CLIPModel,
+    table: CaptionTable,
+    embeddings: ImageEmbeddings,
+    bank: CaptionBank,
+    protocol: Protocol = FULL,
+) -> tuple[dict[str, Any], QueryHits]:
+    """Retrieval of the images that were read, by a protocol, with all that a citation needs.
 
     Returns:
-        ``data``, ``split``, ``images``, ``captions``, ``split_digest``, ``unreadable_images``,
-        ``image_to_text``, ``text_to_image``, ``rsum``.
+        A JSON object and the hits, image by image, for a comparison. The object holds ``data``,
+        ``split``, ``images``, ``captions`` (those that the protocol counts), ``split_digest``,
+        ``unreadable_images``, ``protocol``, what :func:`captune.metrics.metrics_of_ranks` gives,
+        and ``intervals``: of each recall and of rsum ``[low, high]``.
+
+    Raises:
+        CaptuneError: the protocol is not defined for the table.
     """
+    protocol.check(table, embeddings.unreadable)
     captions, owner = table.captions_among(embeddings.rows)
     text = caption_embeddings(model, bank, captions)
-    metrics = retrieval_metrics(embeddings.vectors, text, torch.from_numpy(owner))
+    ranked = Ranked.by(protocol, embeddings.vectors, text, torch.from_numpy(owner))
+    hits = QueryHits.from_ranks(ranked.ranks.image, ranked.ranks.caption, ranked.owner)
     return {
         "data": table.name,
         "split": table.split,
-        "images": len(embeddings.rows),
-        "captions": len(captions),
+        "images": len(ranked.ranks.image),
+        "captions": len(ranked.owner),
         "split_digest": table.digest,
         "unreadable_images": embeddings.unreadable,
-        **metrics,
-    }
+        "protocol": protocol.stamp(),
+        **metrics_of_ranks(ranked.ranks, ranked.owner),
+        "intervals": intervals_of(bootstrap(hits)),
+    }, hits
+
+
+def intervals_of(found: Sequence[Interval]) -> dict[str, Any]:
+    """The seven intervals of a bootstrap as a JSON object, in the shape of the metrics."""
+    nested: dict[str, Any] = {"confidence": CONFIDENCE, "over": "images", "resamples": RESAMPLES}
+    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
+        nested.setdefault(direction, {})[key] = [interval.low, interval.high]
+    return {**nested, "rsum": [found[-1].low, found[-1].high]}
 
 
 @torch.no_grad()

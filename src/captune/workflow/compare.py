@@ -26,7 +26,7 @@ from captune.evaluation.intervals import METRICS, QueryHits
 from captune.evaluation.retrieval import caption_embeddings
 from captune.evaluation.variants import SeedRun, Variant
 from captune.files import read_json, write_json
-from captune.metrics import retrieval_ranks, similarity_rows
+from captune.ranks import retrieval_ranks
 from captune.report.comparison import Comparison, write_comparison
 from captune.training.run import Provenance, Run, free_name
 from captune.workflow.evaluate import Opened, OwnTowers, embed, measure, open_model
@@ -208,7 +208,7 @@ def _metrics(opened: Opened, run: Run, hits: QueryHits, job: _Job) -> dict[str, 
         recalls = [kept[direction][key] for direction, key in METRICS]
         if np.allclose(recalls, hits.recalls()):
             return dict(kept)
-    metrics, _ = measure(opened, table)
+    metrics = measure(opened, table).metrics
     write_json(path, metrics)
     return metrics
 
@@ -252,6 +252,5 @@ def query_hits(opened: Opened, table: CaptionTable) -> QueryHits:
     captions, owner = table.captions_among(embeddings.rows)
     owners = torch.from_numpy(owner)
     text = caption_embeddings(opened.model, bank, captions)
-    rows = similarity_rows(embeddings.vectors, text)
-    image_rank, caption_rank = retrieval_ranks(rows, owners, len(embeddings.rows))
-    return QueryHits.from_ranks(image_rank, caption_rank, owners)
+    ranks = retrieval_ranks(embeddings.vectors, text, owners)
+    return QueryHits.from_ranks(ranks.image, ranks.caption, owners)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,12 @@ from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
+from captune.evaluation.intervals import METRICS, QueryHits, paired_bootstrap
+from captune.evaluation.protocols import FULL, Protocol, find_protocol
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
-from captune.models import CLIPModel
+from captune.models import CLIPModel, weights_digest
 from captune.training.run import SELECTED, TRAINED, Run
 
 # Of more training captions than this, as many at even distances: hubs show in far fewer, and the
@@ -115,8 +117,20 @@ def embed(opened: Opened, table: CaptionTable) -> ImageEmbeddings:
     )
 
 
-def measure(opened: Opened, table: CaptionTable) -> tuple[dict[str, Any], ImageEmbeddings]:
-    """The metrics object of a model on a table, with what the reader must know about it."""
+class Measured(NamedTuple):
+    """A metrics object, and what it was computed from."""
+
+    metrics: dict[str, Any]
+    embeddings: ImageEmbeddings
+    hits: QueryHits
+
+
+def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> Measured:
+    """The metrics object of a model on a table, with what the reader must know about it.
+
+    Raises:
+        CaptuneError: the protocol is not defined for the table.
+    """
     config = opened.run.config if opened.run else DEFAULT_CONFIG
     embeddings = embed(opened, table)
     if embeddings.unreadable and table.split.startswith("karpathy-"):
@@ -125,15 +139,20 @@ def measure(opened: Opened, table: CaptionTable) -> tuple[dict[str, Any], ImageE
             "images cannot be read: fetch them again"
         )
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
-    result = evaluate_retrieval(opened.model, table, embeddings, bank)
+    result, hits = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
     overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
-    return {
+    told = {
         **result,
         "model": opened.name,
+        "fingerprints": {
+            "model": weights_digest(opened.model),
+            "text": opened.model.text_fingerprint,
+        },
         "images_seen_in_training": overlap[TRAINED],
         "images_seen_in_selection": overlap[SELECTED],
         "notes": overlap_notes(overlap),
-    }, embeddings
+    }
+    return Measured(told, embeddings, hits)
 
 
 def overlap_notes(overlap: dict[str, int]) -> list[str]:
@@ -159,25 +178,53 @@ def evaluate(
     options: TableOptions | None = None,
     own: OwnTowers | None = None,
     hubness: bool = False,
+    protocol: str = FULL.name,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
 
-    With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`.
+    With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
+    ``against``, another run or CLIP, it holds what :func:`compare_with` says.
 
     Raises:
-        CaptuneError: also where hubness is to be corrected without training captions.
+        CaptuneError: also where hubness is to be corrected without training captions, and where
+            the protocol is not defined for the split.
     """
+    chosen = find_protocol(protocol)
     opened = open_model(name, own)
+    other = open_model(against, own) if against else None
     table = open_table(opened, data, split, options or TableOptions())
     queries = Querybank.of(opened, table) if hubness else None
-    result, embeddings = measure(opened, table)
+    measured = measure(opened, table, chosen)
+    result, embeddings = measured.metrics, measured.embeddings
     for note in result["notes"]:
         say(f"note: {note}")
+    if other is not None:
+        result["against"] = compare_with(measured, measure(other, table, chosen))
     if queries is not None:
         result["hubness_corrected"] = correct_hubness(opened, table, embeddings, queries)
     if opened.run is not None:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
+
+
+def compare_with(ours: Measured, theirs: Measured) -> dict[str, Any]:
+    """The difference of two models on the same images, ours less theirs, tested in pairs.
+
+    Returns:
+        The other's ``model``, ``fingerprints``, recalls, ``rsum`` and ``notes``; ``difference``:
+        for each recall and rsum ``{value, low, high}``, 95 %, bootstrapped over images that both
+        sides draw together.
+    """
+    found = paired_bootstrap([ours.hits], [theirs.hits])
+    difference: dict[str, Any] = {}
+    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
+        difference.setdefault(direction, {})[key] = interval.to_dict()
+    kept = ("model", "fingerprints", "image_to_text", "text_to_image", "rsum", "notes")
+    return {
+        **{key: theirs.metrics[key] for key in kept},
+        "difference": {**difference, "rsum": found[-1].to_dict()},
+    }
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from captune.device import best_device
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import classify
-from captune.metrics import RECALL_AT, retrieval_ranks, similarity_rows
+from captune.metrics import RECALL_AT
 from captune.models import CLIPModel
+from captune.ranks import retrieval_ranks
 from captune.report.html import Failure, Report, ResultRow, write_report
 from captune.report.plots import (
     QueryAnswer,
@@ -105,7 +106,7 @@ def measure_before(run: Run, subject: Subject) -> Before:
     )
     texts = subject.table.texts()
     bank = CaptionBank.build(texts, model.text_encoder, precision=precision)
-    metrics = evaluate_retrieval(model, subject.table, embeddings, bank)
+    metrics, _ = evaluate_retrieval(model, subject.table, embeddings, bank)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     return Before(metrics, hits)
 
@@ -124,7 +125,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
     before = measure_before(run, subject)
     opened = open_model(str(run.folder), OwnTowers.of(run.config))
     model = opened.model
-    metrics, embeddings = measure(opened, subject.table)
+    metrics, embeddings, _ = measure(opened, subject.table)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     answers = _answers(subject, hits)
     first = _answers(subject, before.hits)
@@ -165,8 +166,8 @@ def worst_captions(
     bank = CaptionBank.build(table.texts(), model.text_encoder, precision=precision)
     captions, owner = table.captions_among(embeddings.rows)
     places = torch.from_numpy(owner)
-    rows = similarity_rows(embeddings.vectors, caption_embeddings(model, bank, captions))
-    _, ranks = retrieval_ranks(rows, places, len(embeddings.rows))
+    text = caption_embeddings(model, bank, captions)
+    ranks = retrieval_ranks(embeddings.vectors, text, places).caption
     failures: list[Failure] = []
     seen: set[int] = set()
     for place in ranks.argsort(descending=True, stable=True).tolist():
