@@ -184,9 +184,10 @@ def test_a_run_against_itself_differs_by_nothing(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(run), "--against", str(run)]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     rows = [line for line in printed.splitlines() if line.endswith("within noise")]
     assert len(rows) == 7 and all("+0.0  [+0.0, +0.0]" in row for row in rows)
+    assert f"note on {run}: the best epoch was chosen on 8" in said
 
 
 def test_hubness_adds_a_block_and_a_key_and_changes_no_plain_figure(

@@ -74,6 +74,11 @@ def a_protocol_of_another_split(desk: Desk) -> tuple[list[str], list[str]]:
     return words, ["karpathy-test", "squares val", "--protocol full"]
 
 
+def hubness_of_another_protocol(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--hubness", "--protocol", "one-caption"]
+    return words, ["--hubness corrects the whole split", "--protocol one-caption"]
+
+
 def against_nothing(desk: Desk) -> tuple[list[str], list[str]]:
     words = ["evaluate", str(desk.run), "--against", str(desk.folder / "runs" / "gone")]
     return words, ["no run at", "gone"]
@@ -456,6 +461,7 @@ CASES: list[Case] = [
     scenes_drawn_into_a_file,
     a_protocol_that_is_not_there,
     a_protocol_of_another_split,
+    hubness_of_another_protocol,
     against_nothing,
     hubness_without_a_run,
     hubness_of_the_training_images,

@@ -16,8 +16,8 @@ from captune.errors import CaptuneError
 from captune.evaluation.intervals import METRICS
 from captune.training.fit import TrainingStopped
 from captune.training.run import Run
-from captune.workflow.compare import Matrix, _file_name, compare, query_hits
-from captune.workflow.evaluate import evaluate, open_model
+from captune.workflow.compare import Matrix, _file_name, compare
+from captune.workflow.evaluate import evaluate, measure, open_model
 from conftest import write_scene, write_split
 
 FLAGS = ["use_batch_norm", "use_attention_pooling"]
@@ -206,7 +206,7 @@ def test_names_that_a_file_system_refuses_still_get_a_folder_each() -> None:
 
 def test_hits_of_a_run_give_the_recalls_of_its_metrics(outcome: Any) -> None:
     table = outcome.run.source().table("val")
-    hits = query_hits(open_model(str(outcome.run.folder)), table)
+    hits = measure(open_model(str(outcome.run.folder)), table).hits
     expected = [outcome.metrics[direction][key] for direction, key in METRICS]
     assert hits.recalls() == pytest.approx(expected)
 

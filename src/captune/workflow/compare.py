@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from captune.bank import CaptionBank
 from captune.config import FIELDS, Config, parse_value
 from captune.console import say
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError, nearest
-from captune.evaluation.intervals import METRICS, QueryHits
-from captune.evaluation.retrieval import caption_embeddings
+from captune.evaluation.intervals import METRICS
 from captune.evaluation.variants import SeedRun, Variant
 from captune.files import read_json, write_json
-from captune.ranks import retrieval_ranks
 from captune.report.comparison import Comparison, write_comparison
 from captune.training.run import Provenance, Run, free_name
-from captune.workflow.evaluate import Opened, OwnTowers, embed, measure, open_model
+from captune.workflow.evaluate import Measured, OwnTowers, measure, open_model
 from captune.workflow.train import default_out, train
 
 BASE = "base"
@@ -194,11 +190,11 @@ def _one_run(job: _Job, name: str, seed: int, config: Config) -> SeedRun:
     else:
         say(f"{name}, seed {seed}: {folder} is complete already")
     opened = open_model(str(folder), OwnTowers.of(config))
-    hits = query_hits(opened, job.table)
-    return SeedRun(folder, seed, _metrics(opened, run, hits, job), run.history(), hits)
+    measured = measure(opened, job.table)
+    return SeedRun(folder, seed, _metrics(run, measured, job), run.history(), measured.hits)
 
 
-def _metrics(opened: Opened, run: Run, hits: QueryHits, job: _Job) -> dict[str, Any]:
+def _metrics(run: Run, measured: Measured, job: _Job) -> dict[str, Any]:
     """The run's metrics file, written anew where it is not of these images or not of this model."""
     path = run.output("metrics", ".json")
     kept = read_json(path, what="metrics")
@@ -206,11 +202,10 @@ def _metrics(opened: Opened, run: Run, hits: QueryHits, job: _Job) -> dict[str, 
     stated = [kept.get(key) for key in ("data", "split", "split_digest")]
     if stated == [table.name, table.split, table.digest]:
         recalls = [kept[direction][key] for direction, key in METRICS]
-        if np.allclose(recalls, hits.recalls()):
+        if np.allclose(recalls, measured.hits.recalls()):
             return dict(kept)
-    metrics = measure(opened, table).metrics
-    write_json(path, metrics)
-    return metrics
+    write_json(path, measured.metrics)
+    return measured.metrics
 
 
 def _file_name(name: str) -> str:
@@ -241,16 +236,3 @@ def _complete_run(folder: Path, config: Config, job: _Job) -> Run | None:
         )
     told = run.output("metrics", ".json").is_file() and run.output("report", ".html").is_file()
     return run if run.is_complete and told else None
-
-
-def query_hits(opened: Opened, table: CaptionTable) -> QueryHits:
-    """Which queries of ``table`` a run answers, image by image."""
-    assert opened.run is not None
-    embeddings = embed(opened, table)
-    precision = opened.run.config.precision
-    bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=precision)
-    captions, owner = table.captions_among(embeddings.rows)
-    owners = torch.from_numpy(owner)
-    text = caption_embeddings(opened.model, bank, captions)
-    ranks = retrieval_ranks(embeddings.vectors, text, owners)
-    return QueryHits.from_ranks(ranks.image, ranks.caption, owners)

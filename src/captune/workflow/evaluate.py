@@ -191,6 +191,11 @@ def evaluate(
             the protocol is not defined for the split.
     """
     chosen = find_protocol(protocol)
+    if hubness and chosen != FULL:
+        raise CaptuneError(
+            f"--hubness corrects the whole split, which is protocol {FULL.name}: leave out "
+            f"--protocol {chosen.name}, or --hubness"
+        )
     opened = open_model(name, own)
     other = open_model(against, own) if against else None
     table = open_table(opened, data, split, options or TableOptions())
@@ -201,6 +206,8 @@ def evaluate(
         say(f"note: {note}")
     if other is not None:
         result["against"] = compare_with(measured, measure(other, table, chosen))
+        for note in result["against"]["notes"]:
+            say(f"note on {other.name}: {note}")
     if queries is not None:
         result["hubness_corrected"] = correct_hubness(opened, table, embeddings, queries)
     if opened.run is not None:
