@@ -60,7 +60,16 @@ def folder(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def test_the_readme_prints_commands_of_every_kind() -> None:
     kinds = {words(command)[0] for command in commands()}
-    assert kinds == {"demo", "data", "train", "compare", "evaluate", "search", "classify"}
+    assert kinds == {
+        "demo",
+        "data",
+        "train",
+        "compare",
+        "evaluate",
+        "search",
+        "classify",
+        "zeroshot",
+    }
 
 
 def test_commands_run_in_the_order_printed(

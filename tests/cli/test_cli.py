@@ -18,6 +18,7 @@ from captune.cli.main import main, parse_overrides
 from captune.cli.parser import build_parser
 from captune.config import FIELDS
 from captune.errors import CaptuneError
+from conftest import write_scene
 
 KEPT = ("best_model.safetensors", "history.jsonl")
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "sentence_transformers", "matplotlib", "PIL")
@@ -44,7 +45,7 @@ def test_help_answers_in_under_half_a_second() -> None:
             [sys.executable, "-m", "captune", "--help"], capture_output=True, text=True, check=True
         )
         seconds.append(time.perf_counter() - start)
-        assert {"demo", "train", "evaluate", "search", "classify", "data"} <= set(
+        assert {"demo", "train", "evaluate", "search", "classify", "zeroshot", "data"} <= set(
             re.findall(r"^ {4}(\w+)", answer.stdout, re.MULTILINE)
         )
         if seconds[-1] < 0.4:
@@ -236,6 +237,27 @@ def test_classify_prints_labels_in_percent_likeliest_first(
     shown = [float(line.split(" %")[0]) for line in lines[1:]]
     assert len(shown) == 3 and shown == sorted(shown, reverse=True)
     assert sum(shown) == pytest.approx(100, abs=0.2)
+
+
+def test_zeroshot_prints_the_table_of_its_file_and_one_json_object(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for square in ("red", "blue"):
+        for ground in ("black", "white", "green"):
+            write_scene(tmp_path / "squares" / square / f"{ground}.jpg", ground, square)
+    words = ["zeroshot", str(run), str(tmp_path / "squares")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    stated = json.loads((run / "classification.json").read_text(encoding="utf-8"))
+    assert printed.startswith("squares all: 6 images of 2 classes (percent)\n")
+    top1 = re.search(r"^zero-shot +([\d.]+)", printed, re.MULTILINE)
+    assert top1 and float(top1.group(1)) == pytest.approx(stated["zero_shot"]["top1"], abs=0.051)
+    assert re.search(r"^linear probe +", printed, re.MULTILINE)
+    assert printed.endswith(f"page {run / 'classification.html'}\n")
+    assert main([*words, "--no-probe", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["zero_shot"] == stated["zero_shot"]
+    assert set(found["baselines"]) == {"chance", "majority"}
 
 
 def test_templates_of_the_command_line_replace_the_usual_ones(

@@ -347,6 +347,30 @@ def missing_image_to_classify(desk: Desk) -> tuple[list[str], list[str]]:
     return words, ["cannot read the image", "gone.jpg"]
 
 
+def captions_to_classify_by(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["zeroshot", str(desk.run), str(desk.coco)], ["instances_*2014.json", "squares val"]
+
+
+def loose_pictures_to_classify(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["zeroshot", str(desk.run), str(desk.coco / "val2014")]
+    return words, ["val2014", "a folder for each class"]
+
+
+def nothing_to_classify(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["zeroshot", str(desk.run), "pets"], ["no data at pets"]
+
+
+def prompts_that_are_not_there(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["zeroshot", str(desk.run), str(desk.coco), "--templates", "prompts.txt"]
+    return words, ["no prompt templates at prompts.txt"]
+
+
+def class_names_that_are_a_list(desk: Desk) -> tuple[list[str], list[str]]:
+    path = desk.folder / "names.json"
+    path.write_text('["cat"]', encoding="utf-8")
+    return ["zeroshot", str(desk.run), str(desk.coco), "--names", str(path)], ["names.json"]
+
+
 def one_label_only(desk: Desk) -> tuple[list[str], list[str]]:
     return ["classify", str(desk.run), desk.picture, "--labels", "a cat"], ["two", "'a cat'"]
 
@@ -448,6 +472,11 @@ CASES: list[Case] = [
     out_below_a_file,
     unreadable_image_to_classify,
     missing_image_to_classify,
+    captions_to_classify_by,
+    loose_pictures_to_classify,
+    nothing_to_classify,
+    prompts_that_are_not_there,
+    class_names_that_are_a_list,
     one_label_only,
     the_same_label_twice,
     template_without_a_place,

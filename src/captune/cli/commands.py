@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from captune.config import Config, parse_value
@@ -154,6 +155,62 @@ def classify(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
             for label, value in sorted(prediction.probabilities.items(), key=lambda p: -p[1]):
                 print(f"  {100 * value:5.1f} %  {label}")
     return 0
+
+
+def zeroshot(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.data.labelled import read_names
+    from captune.evaluation.zeroshot import TEMPLATES, read_templates
+    from captune.workflow.zeroshot import zero_shot
+
+    outcome = zero_shot(
+        arguments.model,
+        arguments.data,
+        split=arguments.split,
+        options=_table_options(arguments),
+        own=_own_towers(arguments),
+        templates=read_templates(Path(arguments.templates)) if arguments.templates else TEMPLATES,
+        names=read_names(Path(arguments.names)) if arguments.names else None,
+        probe=not arguments.no_probe,
+        out=arguments.out,
+    )
+    if arguments.json:
+        print(json.dumps(outcome.metrics, ensure_ascii=False))
+        return 0
+    _print_classes(outcome.metrics)
+    if outcome.page is not None:
+        print(f"\npage {outcome.page}")
+    return 0
+
+
+def _print_classes(metrics: dict[str, Any]) -> None:
+    """Accuracy beside its baselines, then what is confused most."""
+    from captune.report.classes import accuracy_lines
+
+    print(
+        f"{metrics['data']} {metrics['split']}: {metrics['images']:,} images of "
+        f"{metrics['classes']} classes (percent)"
+    )
+    lines = accuracy_lines(metrics)
+    width = max(len(line.name) for line in lines) + 2
+    print(f"{'':{width}}{'top-1':>7}{'95 %':>15}{'top-5':>8}")
+    for line in lines:
+        bounds = line.intervals["top1"] if line.intervals else None
+        interval = f"[{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else ""
+        print(f"{line.name:{width}}{line.top1:7.1f}{interval:>15}{line.top5:8.1f}")
+    if "multi_label" in metrics:
+        several = metrics["multi_label"]
+        print(
+            f"all classes of {several['images']:,} images: mAP {several['mAP']:.1f}, "
+            f"chance {several['chance']:.1f}"
+        )
+    before, after = (metrics["calibration"][when] for when in ("before", "after"))
+    print(
+        f"temperature {before['temperature']:.4f} (calibration error {before['ece']:.1f} points); "
+        f"calibrated {after['temperature']:.4f} ({after['ece']:.1f})"
+    )
+    for row in metrics["worst_confusions"][:3]:
+        images = "1 image" if row["images"] == 1 else f"{row['images']:,} images"
+        print(f"  {row['class']} called {row['called']}: {images}")
 
 
 def _table_options(arguments: argparse.Namespace) -> Any:

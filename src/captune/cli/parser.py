@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_search,
         _add_classify,
+        _add_zeroshot,
         _add_data,
     ):
         add(subparsers)
@@ -150,6 +151,27 @@ def _add_classify(subparsers: Any) -> None:
     parser.add_argument("--template", action="append", help="prompt with {} (repeatable; averaged)")
     _add_own_towers(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def _add_zeroshot(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "zeroshot",
+        commands.zeroshot,
+        "accuracy of zero-shot labels on labelled pictures, beside baselines",
+    )
+    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument(
+        "data", metavar="DATA", help="a folder for each class, COCO 2014 with instances, or a table"
+    )
+    parser.add_argument("--templates", metavar="FILE", help="prompts with {}, one a line; averaged")
+    parser.add_argument("--names", metavar="FILE", help='{"n02123045": "tabby cat"} in JSON')
+    parser.add_argument("--no-probe", action="store_true", help="train no linear probe")
+    parser.add_argument("--out", metavar="DIR", help="for the page (default: the run's folder)")
+    parser.add_argument("--split", help="default: test, else val")
+    _add_own_towers(parser)
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
 
 def _add_data(subparsers: Any) -> None:

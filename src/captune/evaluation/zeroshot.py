@@ -74,3 +74,24 @@ def classify(
         )
         for image, row in zip(images, probabilities, strict=True)
     ]
+
+
+def read_templates(path: Path) -> list[str]:
+    """Prompt templates, one a line, ``{}`` for the label; empty lines and those that begin with
+    ``#`` are left out.
+
+    Raises:
+        CaptuneError: no such file, no UTF-8, no template in it, or one without ``{}``.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise CaptuneError(f"no prompt templates at {path}") from None
+    except ValueError as error:
+        raise CaptuneError(f"prompt templates {path} are not UTF-8 text: {error}") from None
+    found = [line for line in lines if line and not line.startswith("#")]
+    bare = [line for line in found if "{}" not in line]
+    if bare or not found:
+        what = f"{bare[0]!r} has no {{}} for the label" if bare else "there is no template in it"
+        raise CaptuneError(f"prompt templates {path}: {what}")
+    return found

@@ -63,15 +63,16 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["png"] = _png
+    environment.filters["thumbnail"] = _thumbnail
     return environment
 
 
 def write_report(path: Path, report: Report) -> None:
     """Render ``report`` and write it to ``path``, atomically."""
-    environment = templates()
-    environment.filters["thumbnail"] = _thumbnail
-    page = environment.get_template("report.html.j2").render(
-        report=report, pairs=list(zip(report.before, report.after, strict=True))
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(report=report, pairs=list(zip(report.before, report.after, strict=True)))
     )
     write_text(path, page)
 
