@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.report.html import Failure, Report, ResultRow, write_report
+from captune.evaluation.analysis import Group
+from captune.report.html import (
+    Analysis,
+    Failure,
+    Hub,
+    Report,
+    ResultRow,
+    Twins,
+    write_report,
+)
 from captune.report.plots import QueryAnswer
 
 NASTY = '<script>alert("1")</script> & "quoted"'
@@ -74,7 +83,17 @@ def report(hits: Any, tmp_path: Path) -> Report:
             ResultRow("zero-shot CLIP", None, "not measured here"),
         ],
         results_note="squares val: 8 images",
-        failures=[Failure(QueryAnswer("blue on green", hits(2), [False, False]), meant, 37)],
+        analysis=Analysis(
+            easiest=[],
+            hardest=[Failure(QueryAnswer("blue on green", hits(2), [False, False]), meant, 37)],
+            tables=[("By length", [Group("4 to 8 words", 1200, {"R@1": 9.5, "R@5": 22.0})])],
+            hubs=[Hub(meant, 1234)],
+            usual=49.6,
+            shared=[("a dog", 3)],
+            shared_count=2,
+            twins=[Twins(meant, meant, 0.9912)],
+            twin_count=1,
+        ),
         figures=[("Training", figure)],
         commands=[("Search:", 'captune search runs/x "a <dog>"')],
         facts=[("seed", "0")],
@@ -104,8 +123,8 @@ def test_every_picture_is_inside_the_page_whole_and_has_words(
     report: Report, tmp_path: Path
 ) -> None:
     pictures = page(report, tmp_path).all("img")
-    # 3 before, 2 after, the meant one and the 2 found in its place, and one figure.
-    assert len(pictures) == 9
+    # 3 before, 2 after, the meant one and the 2 found in its place, a hub, 2 twins, one figure.
+    assert len(pictures) == 12
     for picture in pictures:
         assert picture["alt"].strip()
         head, body = picture["src"].split(",", 1)
@@ -118,7 +137,7 @@ def test_large_photos_come_as_thumbnails(report: Report, hits: Any, tmp_path: Pa
     hit = hits(1)[0]
     Image.effect_noise((2400, 1600), 90).convert("RGB").save(hit.image, quality=95)
     answers = [QueryAnswer("noise", [hit])]
-    found = page(report, tmp_path, before=answers, after=answers, failures=[])
+    found = page(report, tmp_path, before=answers, after=answers, analysis=None)
     assert len(found.source) < 200_000 < Path(hit.image).stat().st_size
 
 
@@ -156,7 +175,7 @@ def test_the_queries_stand_before_and_after_with_their_notes(
 
 def test_pictures_of_unknown_truth_carry_no_mark(report: Report, hits: Any, tmp_path: Path) -> None:
     answers = [QueryAnswer("red", hits(2))]
-    words = page(report, tmp_path, before=answers, after=answers, failures=[]).words
+    words = page(report, tmp_path, before=answers, after=answers, analysis=None).words
     assert "0.90 0.80" in words and "✓" not in words and "✗" not in words
 
 
@@ -189,7 +208,44 @@ def test_failures_show_the_query_its_rank_and_the_picture_that_was_meant(
 
 
 def test_without_failures_there_is_no_word_of_them(report: Report, tmp_path: Path) -> None:
-    assert "Where it fails" not in page(report, tmp_path, failures=[]).words
+    assert report.analysis is not None
+    bare = dataclasses.replace(report.analysis, hardest=[])
+    assert "Where it fails" not in page(report, tmp_path, analysis=bare).words
+
+
+def test_groups_hubs_and_duplicates_are_told(report: Report, tmp_path: Path) -> None:
+    words = page(report, tmp_path).words
+    assert "4 to 8 words 1,200 9.5 22.0" in words
+    assert "50 captions do so on average" in words and "1,234 captions" in words
+    assert "2 captions stand with more than one picture" in words and "“a dog” (3) …" in words
+    assert "1 pair of pictures is nearly the same" in words and "0.991" in words
+    assert report.analysis is not None
+    bare = dataclasses.replace(report.analysis, shared=[], shared_count=0, twins=[], twin_count=0)
+    words = page(report, tmp_path, analysis=bare).words
+    assert "No caption stands with more than one picture" in words
+    assert "No two pictures are nearly the same" in words
+
+
+def test_what_is_found_most_surely_comes_before_what_fails(
+    report: Report, hits: Any, tmp_path: Path
+) -> None:
+    assert "most surely" not in page(report, tmp_path).words
+    assert report.analysis is not None
+    sure = dataclasses.replace(
+        report.analysis, easiest=[QueryAnswer("a red square", hits(1), [True])]
+    )
+    words = page(report, tmp_path, analysis=sure).words
+    assert words.index("“a red square”") < words.index("Where it fails")
+
+
+def test_intervals_stand_below_the_figures_that_have_them(report: Report, tmp_path: Path) -> None:
+    intervals = {
+        direction: {key: [1.5, 2.5] for key in ("R@1", "R@5", "R@10")}
+        for direction in ("image_to_text", "text_to_image")
+    }
+    metrics = {**METRICS, "intervals": {**intervals, "rsum": [180.0, 206.25]}}
+    words = page(report, tmp_path, results=[ResultRow("this run", metrics)]).words
+    assert "12.31.5–2.5" in words and "193.1180.0–206.2" in words
 
 
 def test_every_note_is_shown(report: Report, tmp_path: Path) -> None:

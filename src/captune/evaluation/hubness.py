@@ -101,19 +101,15 @@ def corrected(image: Tensor, text: Tensor, image_hubness: Tensor) -> tuple[Tenso
     return torch.cat([image, image_hubness[:, None]], 1), torch.cat([text, less], 1)
 
 
-def hubness_skewness(
+def k_occurrence(
     rows: SimilarityRows,
     images: int,
     captions: int,
     *,
     k: int = NEIGHBOURS,
     block: int | None = None,
-) -> dict[str, float]:
-    """Skewness of the k-occurrence (Radovanović et al. 2010), both ways.
-
-    The k-occurrence of an item is how many queries have it among their first ``k``. Without hubs
-    all items have about as many, and the skewness (third standardised moment) is near 0; a few
-    items that answer everything make it large.
+) -> dict[str, Tensor]:
+    """How many queries have each item among their first ``k`` (Radovanović et al. 2010).
 
     Args:
         rows: images ``[start, stop)`` against all captions, ``(stop - start, M)``.
@@ -122,7 +118,8 @@ def hubness_skewness(
         block: images a block; default by memory.
 
     Returns:
-        ``image_to_text`` (of captions, images ask) and ``text_to_image`` (of images).
+        ``image_to_text``: ``(M,)`` int64, of captions, which images ask for; ``text_to_image``:
+        ``(N,)``, of images.
     """
     block = block or rows_per_block(captions)
     of_captions = torch.zeros(captions, dtype=torch.int64)
@@ -137,7 +134,24 @@ def hubness_skewness(
         kept = scores.topk(min(k, len(scores)), dim=0)  # the best images so far, each caption's
         scores, places = kept.values, places.gather(0, kept.indices)
     of_images = torch.bincount(places.flatten(), minlength=images)
-    return {"image_to_text": _skewness(of_captions), "text_to_image": _skewness(of_images)}
+    return {"image_to_text": of_captions, "text_to_image": of_images}
+
+
+def hubness_skewness(
+    rows: SimilarityRows,
+    images: int,
+    captions: int,
+    *,
+    k: int = NEIGHBOURS,
+    block: int | None = None,
+) -> dict[str, float]:
+    """Skewness of :func:`k_occurrence`, both ways.
+
+    Without hubs all items have about as many, and the skewness (third standardised moment) is near
+    0; a few items that answer everything make it large.
+    """
+    counts = k_occurrence(rows, images, captions, k=k, block=block)
+    return {direction: _skewness(found) for direction, found in counts.items()}
 
 
 def _skewness(counts: Tensor) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from captune.data.pixels import load_image
+from captune.evaluation.analysis import Group
 from captune.files import write_text
 from captune.report.plots import THUMBNAIL, QueryAnswer
 
@@ -35,6 +36,46 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Hub:
+    """An image that ``captions`` queries have among their first ten."""
+
+    image: str
+    captions: int
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two images whose embeddings are nearly the same."""
+
+    one: str
+    other: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Where retrieval is right and where it goes wrong.
+
+    Attributes:
+        easiest, hardest: captions as queries, with the pictures that answer them.
+        tables: a title and the recall of each group.
+        hubs: the images found most often; ``usual`` is how often an image is on average.
+        shared: captions of several images with how many, the first of ``shared_count``.
+        twins: the first of ``twin_count`` pairs.
+    """
+
+    easiest: Sequence[QueryAnswer]
+    hardest: Sequence[Failure]
+    tables: Sequence[tuple[str, Sequence[Group]]]
+    hubs: Sequence[Hub]
+    usual: float
+    shared: Sequence[tuple[str, int]]
+    shared_count: int
+    twins: Sequence[Twins]
+    twin_count: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page tells, in its order."""
 
@@ -45,7 +86,7 @@ class Report:
     queries_note: str
     results: Sequence[ResultRow]
     results_note: str
-    failures: Sequence[Failure] = ()
+    analysis: Analysis | None = None
     figures: Sequence[tuple[str, Path]] = ()
     commands: Sequence[tuple[str, str]] = ()
     facts: Sequence[tuple[str, str]] = ()

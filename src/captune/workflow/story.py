@@ -16,13 +16,12 @@ from captune.bank import CaptionBank
 from captune.console import say
 from captune.data.table import CaptionTable
 from captune.device import best_device
-from captune.evaluation.embeddings import ImageEmbeddings, embed_images
-from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
+from captune.evaluation.embeddings import embed_images
+from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import classify
 from captune.metrics import RECALL_AT
 from captune.models import CLIPModel
-from captune.ranks import retrieval_ranks
-from captune.report.html import Failure, Report, ResultRow, write_report
+from captune.report.html import Report, ResultRow, write_report
 from captune.report.plots import (
     QueryAnswer,
     before_and_after,
@@ -32,10 +31,10 @@ from captune.report.plots import (
     zero_shot_bars,
 )
 from captune.training.run import Run
-from captune.workflow.evaluate import Opened, OwnTowers, measure, open_model
+from captune.workflow.analysis import Retrieval, analyse
+from captune.workflow.evaluate import OwnTowers, measure, open_model
 
 SAMPLE_QUERIES = 6
-FAILURES = 5
 LABELS = ("a person", "an animal", "food", "a vehicle", "a building", "a landscape", "an object")
 
 Judge = Callable[[str, Hit], bool | None]
@@ -147,7 +146,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
             results=_results(metrics, before),
             results_note=results_note,
             notes=metrics["notes"],
-            failures=worst_captions(opened, subject.table, embeddings),
+            analysis=analyse(Retrieval.of(opened, subject.table, embeddings)),
             figures=figures,
             commands=subject.commands,
             facts=_facts(run, metrics),
@@ -155,38 +154,6 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
         ),
     )
     return metrics, page
-
-
-def worst_captions(
-    opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings
-) -> list[Failure]:
-    """The captions whose own picture came last, one a picture at most, worst first."""
-    model = opened.model
-    precision = opened.run.config.precision if opened.run else "auto"
-    bank = CaptionBank.build(table.texts(), model.text_encoder, precision=precision)
-    captions, owner = table.captions_among(embeddings.rows)
-    places = torch.from_numpy(owner)
-    text = caption_embeddings(model, bank, captions)
-    ranks = retrieval_ranks(embeddings.vectors, text, places).caption
-    failures: list[Failure] = []
-    seen: set[int] = set()
-    for place in ranks.argsort(descending=True, stable=True).tolist():
-        image = int(embeddings.rows[owner[place]])
-        if int(ranks[place]) == 1 or len(failures) == FAILURES:
-            break
-        if image in seen:
-            continue
-        seen.add(image)
-        query = table.caption(int(captions[place]))
-        found = search_images(model, table, embeddings, [query])[0]
-        answer = QueryAnswer(query, found, _own_marks(found, str(table.path(image))))
-        failures.append(Failure(answer, str(table.path(image)), int(ranks[place])))
-    return failures
-
-
-def _own_marks(hits: Sequence[Hit], own_image: str) -> list[bool | None]:
-    """The picture that was meant is right; of the others nothing is known."""
-    return [True if hit.image == own_image else None for hit in hits]
 
 
 def chance_metrics(images: int, captions: int) -> dict[str, Any]:
