@@ -70,8 +70,13 @@ def a_protocol_that_is_not_there(desk: Desk) -> tuple[list[str], list[str]]:
 
 
 def a_protocol_of_another_split(desk: Desk) -> tuple[list[str], list[str]]:
-    words = ["evaluate", str(desk.run), "--protocol", "coco-1k"]
+    words = ["evaluate", str(desk.run), "--protocol", "coco-1k", "--split", "val"]
     return words, ["karpathy-test", "squares val", "--protocol full"]
+
+
+def a_protocol_whose_split_is_not_whole(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--protocol", "coco-5k"]
+    return words, ["karpathy-test needs all of COCO's val2014", "squares lacks 5,000 of 5,000"]
 
 
 def hubness_of_another_protocol(desk: Desk) -> tuple[list[str], list[str]]:
@@ -461,6 +466,7 @@ CASES: list[Case] = [
     scenes_drawn_into_a_file,
     a_protocol_that_is_not_there,
     a_protocol_of_another_split,
+    a_protocol_whose_split_is_not_whole,
     hubness_of_another_protocol,
     against_nothing,
     hubness_without_a_run,

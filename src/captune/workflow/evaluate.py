@@ -184,13 +184,15 @@ def evaluate(
     """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
 
     With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
-    ``against``, another run or CLIP, it holds what :func:`compare_with` says.
+    ``against``, another run or CLIP, it holds what :func:`compare_with` says. Where no split is
+    named, it is the one that the protocol is defined on.
 
     Raises:
         CaptuneError: also where hubness is to be corrected without training captions, and where
             the protocol is not defined for the split.
     """
     chosen = find_protocol(protocol)
+    split = split or chosen.split or None
     if hubness and chosen != FULL:
         raise CaptuneError(
             f"--hubness corrects the whole split, which is protocol {FULL.name}: leave out "
