@@ -122,6 +122,12 @@ def _add_evaluate(subparsers: Any) -> None:
         metavar="NAME",
         help="full (default), coco-5k, coco-1k, one-caption",
     )
+    parser.add_argument(
+        "--eccv", action="store_true", help="also CxC and ECCV Caption, of the split karpathy-test"
+    )
+    parser.add_argument(
+        "--pmrp", metavar="DIR", help="these and PMRP, whose ground truth lies in the folder DIR"
+    )
     parser.add_argument("--against", metavar="RUN", help="another model, tested in pairs")
     _add_split(parser)
     _add_own_towers(parser)
