@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from captune.bank import CaptionBank
 from captune.config import Config
@@ -19,6 +21,7 @@ from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
+from captune.evaluation.embeddings import ImageEmbeddings
 from captune.evaluation.plausible import GroundTruth, Ids
 from captune.evaluation.protocols import PROTOCOLS, Protocol
 from captune.training.run import Run
@@ -497,6 +500,30 @@ def test_ground_truth_chooses_the_split_and_adds_an_object_apart(
     assert image_ids.tolist() == table.images["image_id"].to_pylist()
     assert caption_ids.tolist() == table.captions["caption_id"].to_pylist()
     assert len(image) == 6 and len(text) == 30 and handed is truth
+
+
+def test_a_whole_coco_is_measured_with_all_ground_truth(
+    whole_coco: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are empty files, so that their embeddings are made up."""
+
+    def made_up(opened: Any, table: CaptionTable) -> ImageEmbeddings:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(len(table), 16, generator=generator)
+        return ImageEmbeddings(np.arange(len(table)), normalize(vectors, dim=-1), 0)
+
+    monkeypatch.setattr(evaluate_module, "embed", made_up)
+    result = evaluate(str(tiny_clip), data=str(whole_coco), truth=GroundTruth.load())
+    assert (result["split"], result["images"], result["captions"]) == (
+        "karpathy-test",
+        5000,
+        25_000,
+    )
+    found = result["plausible"]
+    assert found["cxc"]["text_to_image"]["queries"] == 24_972
+    for direction in ("image_to_text", "text_to_image"):
+        assert found["eccv"][direction]["R@1"] < 5
+        assert 0 < found["cxc"][direction]["R@10"] < 5
 
 
 def test_a_protocol_of_one_split_takes_it_unless_another_is_named(run: Path) -> None:

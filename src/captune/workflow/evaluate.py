@@ -28,7 +28,7 @@ from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
 from captune.evaluation.intervals import METRICS, QueryHits, paired_bootstrap
 from captune.evaluation.plausible import GroundTruth, plausible_matches, split_of_truth
-from captune.evaluation.protocols import FULL, Protocol, find_protocol
+from captune.evaluation.protocols import COCO_5K, FULL, Protocol, find_protocol
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
@@ -198,7 +198,7 @@ def evaluate(
     split = split or chosen.split or None
     if truth is not None:
         split = split_of_truth(split, chosen)
-    if hubness and chosen != FULL:
+    if hubness and chosen not in (FULL, COCO_5K):
         raise CaptuneError(
             f"--hubness corrects the whole split, which is protocol {FULL.name}: leave out "
             f"--protocol {chosen.name}, or --hubness"
@@ -207,7 +207,7 @@ def evaluate(
     other = open_model(against, own) if against else None
     table = open_table(opened, data, split, options or TableOptions())
     if truth is not None:
-        truth.check(table.image_ids, table.caption_ids)  # before hours of embedding
+        truth.check(table.image_ids, table.caption_ids)  # before a long embedding
     queries = Querybank.of(opened, table) if hubness else None
     measured = measure(opened, table, chosen)
     result, embeddings = measured.metrics, measured.embeddings
