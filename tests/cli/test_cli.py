@@ -18,6 +18,7 @@ from captune.cli.main import main, parse_overrides
 from captune.cli.parser import build_parser
 from captune.config import FIELDS
 from captune.errors import CaptuneError
+from captune.evaluation.plausible import GroundTruth
 from conftest import write_scene
 
 KEPT = ("best_model.safetensors", "history.jsonl")
@@ -189,6 +190,36 @@ def test_a_run_against_itself_differs_by_nothing(
     rows = [line for line in printed.splitlines() if line.endswith("within noise")]
     assert len(rows) == 7 and all("+0.0  [+0.0, +0.0]" in row for row in rows)
     assert f"note on {run}: the best epoch was chosen on 8" in said
+
+
+def test_plausible_matches_are_printed_under_a_title_of_their_own(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Around made-up figures: the real ones need all of COCO's test split."""
+    recalls = {"R@1": 12.34, "R@5": 45.6, "R@10": 100.0, "queries": 5000}
+    eccv = {"mAP@R": 1.0, "R-Precision": 2.0, "R@1": 3.0, "queries": 1261}
+    figures = {
+        "cxc": {"image_to_text": recalls, "text_to_image": {**recalls, "queries": 24972}},
+        "eccv": {"image_to_text": eccv, "text_to_image": eccv},
+        "ties": "ties count against the query",
+        "package": "eccv_caption 1.2",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(GroundTruth, "check", lambda *_: None)
+        patch.setattr("captune.workflow.evaluate.plausible_matches", lambda *_: figures)
+        patch.setattr("captune.workflow.evaluate.split_of_truth", lambda *_: "val")
+        assert main(["evaluate", str(run), "--eccv"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert result["plausible"] == figures
+    assert main(["evaluate", str(run)]) == 0
+    plain = capsys.readouterr().out
+    assert printed.startswith(plain + "\n")
+    rows = [line.split() for line in printed[len(plain) + 1 :].splitlines()]
+    assert rows[0][-2:] == ["1.2,", "percent)"] and len(rows) == 7
+    assert rows[1] == ["CxC", "R@1", "R@5", "R@10", "queries"]
+    assert rows[3] == ["text", "to", "image", "12.3", "45.6", "100.0", "24,972"]
+    assert rows[4] == ["ECCV", "Caption", "mAP@R", "R-Precision", "R@1", "queries"]
 
 
 def test_hubness_adds_a_block_and_a_key_and_changes_no_plain_figure(

@@ -70,8 +70,32 @@ def a_protocol_that_is_not_there(desk: Desk) -> tuple[list[str], list[str]]:
 
 
 def a_protocol_of_another_split(desk: Desk) -> tuple[list[str], list[str]]:
-    words = ["evaluate", str(desk.run), "--protocol", "coco-1k"]
+    words = ["evaluate", str(desk.run), "--protocol", "coco-1k", "--split", "val"]
     return words, ["karpathy-test", "squares val", "--protocol full"]
+
+
+def a_protocol_whose_split_is_not_whole(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--protocol", "coco-5k"]
+    return words, ["karpathy-test needs all of COCO's val2014", "squares lacks 5,000 of 5,000"]
+
+
+def plausible_matches_of_another_split(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--eccv", "--split", "val"]
+    return words, ["--eccv and --pmrp", "karpathy-test alone", "--split val"]
+
+
+def plausible_matches_of_another_protocol(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--eccv", "--protocol", "coco-1k"]
+    return words, ["--eccv and --pmrp", "protocol coco-5k", "--protocol coco-1k"]
+
+
+def plausible_matches_of_a_sample(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["evaluate", str(desk.run), "--eccv"], ["karpathy-test", "lacks 5,000 of 5,000"]
+
+
+def pmrp_of_an_empty_folder(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["evaluate", str(desk.run), "--pmrp", str(desk.folder)]
+    return words, ["pm_image_to_caption.json", "pm_caption_to_image.json", "naver-ai"]
 
 
 def hubness_of_another_protocol(desk: Desk) -> tuple[list[str], list[str]]:
@@ -490,6 +514,11 @@ CASES: list[Case] = [
     scenes_drawn_into_a_file,
     a_protocol_that_is_not_there,
     a_protocol_of_another_split,
+    a_protocol_whose_split_is_not_whole,
+    plausible_matches_of_another_split,
+    plausible_matches_of_another_protocol,
+    plausible_matches_of_a_sample,
+    pmrp_of_an_empty_folder,
     hubness_of_another_protocol,
     against_nothing,
     hubness_without_a_run,

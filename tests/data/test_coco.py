@@ -56,40 +56,6 @@ def test_karpathy_ids_are_the_published_ones(shared_data: Path) -> None:
         assert named == {f"val2014/COCO_val2014_{i:012d}.jpg" for i in ids[part]}
 
 
-@pytest.fixture
-def whole_coco(tmp_path: Path) -> Path:
-    """A COCO folder with all Karpathy images (empty files), 12 more of val and 3 of train.
-
-    Annotations stand in another order than the published one, and each image has a sixth caption
-    that the 5K protocol leaves out.
-    """
-    ids = karpathy_ids()
-    folder = tmp_path / "coco2014"
-    rest = [900_000 + i for i in range(12)]
-    val = [*map(int, sorted(ids["test"])), *map(int, sorted(ids["val"])), *rest]
-    test_captions = ids["test_captions"].reshape(5000, 5)
-    own = {int(i): row.tolist() for i, row in zip(ids["test"], test_captions, strict=True)}
-    captions = []
-    for image in val:
-        numbers = own.get(image, [10**7 + 10 * image + turn for turn in range(5)])
-        captions += [(number, image) for number in [10**8 + image, *reversed(numbers)]]
-    for split, images, pairs in (
-        ("val", val, captions),
-        ("train", [1, 2, 3], [(77 + i, i) for i in (1, 2, 3)]),
-    ):
-        content = {
-            "images": [{"id": i, "file_name": f"COCO_{split}2014_{i:012d}.jpg"} for i in images],
-            "annotations": [{"id": n, "image_id": i, "caption": f"caption {n}"} for n, i in pairs],
-        }
-        (folder / f"{split}2014").mkdir(parents=True)
-        for image in content["images"]:
-            (folder / f"{split}2014" / str(image["file_name"])).touch()
-        path = folder / "annotations" / f"captions_{split}2014.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
 def test_karpathy_splits_of_a_whole_coco(whole_coco: Path) -> None:
     ids = karpathy_ids()
     source = CocoSource(whole_coco)

@@ -14,9 +14,11 @@ from captune.errors import CaptuneError
 from captune.evaluation import protocols
 from captune.evaluation.protocols import (
     COCO_1K,
+    COCO_5K,
     FULL,
     ONE_CAPTION,
     PROTOCOLS,
+    Protocol,
     Ranked,
     find_protocol,
 )
@@ -62,6 +64,7 @@ def test_ranks_equal_a_slow_loop_over_each_gallery(
     first = [owner.tolist().index(i) for i in range(40)]
     galleries = {
         "full": [(list(range(40)), captions)],
+        "coco-5k": [(list(range(40)), captions)],
         "one-caption": [(list(range(40)), first)],
         "coco-1k": [
             (list(range(k, k + 8)), [c for c in captions if k <= owner[c] < k + 8])
@@ -86,12 +89,13 @@ def test_a_smaller_gallery_is_easier(owner: Tensor, monkeypatch: pytest.MonkeyPa
     assert mean["coco-1k"] < mean["full"] / 3
 
 
-def test_coco_1k_is_defined_on_all_of_karpathy_test_only() -> None:
+@pytest.mark.parametrize("protocol", [COCO_5K, COCO_1K])
+def test_coco_protocols_are_defined_on_all_of_karpathy_test_only(protocol: Protocol) -> None:
     images = [(row, f"{row}.jpg", Path(f"{row}.jpg")) for row in range(8)]
     captions = [(row, f"caption {row}", row) for row in range(8)]
     table = CaptionTable.build(images, captions, name="made", split="val")
-    with pytest.raises(CaptuneError, match=r"coco-1k is defined on karpathy-test.*--split"):
-        COCO_1K.check(table, 0)
+    with pytest.raises(CaptuneError, match=r"coco-.k is defined on karpathy-test.*--split"):
+        protocol.check(table, 0)
     FULL.check(table, 3), ONE_CAPTION.check(table, 3)
 
 

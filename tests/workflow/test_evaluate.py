@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.sources import open_source
+from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
+from captune.evaluation.embeddings import ImageEmbeddings
+from captune.evaluation.plausible import GroundTruth, Ids
+from captune.evaluation.protocols import PROTOCOLS, Protocol
 from captune.training.run import Run
 from captune.workflow import evaluate as evaluate_module
 from captune.workflow.evaluate import (
@@ -452,6 +458,79 @@ def test_hubness_without_a_run_or_its_data_is_refused(
     edit(run / "data.json", data="")
     with pytest.raises(CaptuneError, match="does not say where its data lies"):
         evaluate(str(run), data=data, hubness=True)
+
+
+# -- matches that the captions do not list ----------------------------------------------------
+class Anything(GroundTruth):
+    """Ground truth that is of any table, for a test of what lies around it."""
+
+    def check(self, image_ids: Ids, caption_ids: Ids) -> None:
+        assert (len(image_ids), len(caption_ids)) == (6, 30)
+
+
+@pytest.mark.parametrize(("protocol", "split"), [("full", None), ("coco-5k", "karpathy-test")])
+def test_ground_truth_chooses_the_split_and_adds_an_object_apart(
+    protocol: str, split: str | None, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = evaluate(str(run), split="fresh")
+    asked: list[str | None] = []
+    given: list[Any] = []
+
+    def fresh(opened: Any, data: Any, split: str | None, options: Any) -> CaptionTable:
+        asked.append(split)
+        return open_table(opened, data, "fresh", options)
+
+    def keep(*arguments: Any) -> dict[str, Any]:
+        given.append(arguments)
+        return {"cxc": {}}
+
+    monkeypatch.setattr(evaluate_module, "open_table", fresh)
+    monkeypatch.setattr(evaluate_module, "plausible_matches", keep)
+    # The protocol is bound to the split that stands for it here.
+    monkeypatch.setattr(Protocol, "check", lambda *_: None)
+    truth = Anything(None)
+    result = evaluate(str(run), protocol=protocol, split=split, truth=truth)
+    assert asked == ["karpathy-test"]
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8")) == result
+    assert result.pop("plausible") == {"cxc": {}}
+    assert result == {**plain, "protocol": PROTOCOLS[protocol].stamp()}
+
+    ((image, text, image_ids, caption_ids, handed),) = given
+    table = open_table(open_model(str(run)), None, "fresh", TableOptions())
+    assert image_ids.tolist() == table.images["image_id"].to_pylist()
+    assert caption_ids.tolist() == table.captions["caption_id"].to_pylist()
+    assert len(image) == 6 and len(text) == 30 and handed is truth
+
+
+def test_a_whole_coco_is_measured_with_all_ground_truth(
+    whole_coco: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are empty files, so that their embeddings are made up."""
+
+    def made_up(opened: Any, table: CaptionTable) -> ImageEmbeddings:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(len(table), 16, generator=generator)
+        return ImageEmbeddings(np.arange(len(table)), normalize(vectors, dim=-1), 0)
+
+    monkeypatch.setattr(evaluate_module, "embed", made_up)
+    result = evaluate(str(tiny_clip), data=str(whole_coco), truth=GroundTruth.load())
+    assert (result["split"], result["images"], result["captions"]) == (
+        "karpathy-test",
+        5000,
+        25_000,
+    )
+    found = result["plausible"]
+    assert found["cxc"]["text_to_image"]["queries"] == 24_972
+    for direction in ("image_to_text", "text_to_image"):
+        assert found["eccv"][direction]["R@1"] < 5
+        assert 0 < found["cxc"][direction]["R@10"] < 5
+
+
+def test_a_protocol_of_one_split_takes_it_unless_another_is_named(run: Path) -> None:
+    with pytest.raises(CaptuneError, match="karpathy-test needs all of COCO's val2014"):
+        evaluate(str(run), protocol="coco-5k")
+    with pytest.raises(CaptuneError, match=r"coco-5k is defined on karpathy-test, .* squares val"):
+        evaluate(str(run), protocol="coco-5k", split="val")
 
 
 def test_two_models_are_compared_in_pairs_on_the_same_images(

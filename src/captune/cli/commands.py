@@ -95,8 +95,10 @@ def compare(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.evaluation.plausible import GroundTruth
     from captune.workflow.evaluate import evaluate
 
+    more = arguments.eccv or arguments.pmrp is not None
     result = evaluate(
         arguments.model,
         data=arguments.data,
@@ -106,6 +108,7 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         hubness=arguments.hubness,
         protocol=arguments.protocol,
         against=arguments.against,
+        truth=GroundTruth.load(arguments.pmrp) if more else None,
     )
     if arguments.format == "text":
         _print_metrics(result, arguments.json)
@@ -246,6 +249,8 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
         _print_against(metrics["against"])
     if "hubness_corrected" in metrics:
         _print_hubness(metrics["hubness_corrected"])
+    if "plausible" in metrics:
+        _print_plausible(metrics["plausible"])
 
 
 def _print_against(other: dict[str, Any]) -> None:
@@ -274,6 +279,20 @@ def _print_hubness(corrected: dict[str, Any]) -> None:
     for direction in corrected["corrected"]:
         before, after = (corrected[f"skewness_{when}"][direction] for when in ("before", "after"))
         print(f"{'skewness':16}{after:7.2f}, {before:.2f} before: 0 where there are no hubs")
+
+
+def _print_plausible(plausible: dict[str, Any]) -> None:
+    """A table for each ground truth, for their figures differ."""
+    print(f"\nwith matches that the captions do not list ({plausible['package']}, percent)")
+    for key, name in (("cxc", "CxC"), ("eccv", "ECCV Caption"), ("pmrp", "PMRP")):
+        if key not in plausible:
+            continue
+        figures = [figure for figure in plausible[key]["image_to_text"] if figure != "queries"]
+        print(f"{name:16}" + "".join(f"{figure:>13}" for figure in [*figures, "queries"]))
+        for direction in ("image_to_text", "text_to_image"):
+            row = plausible[key][direction]
+            values = "".join(f"{row[figure]:13.1f}" for figure in figures)
+            print(f"{direction.replace('_', ' '):16}{values}{row['queries']:13,}")
 
 
 def _print_recalls(metrics: dict[str, Any], directions: Sequence[str]) -> None:

@@ -118,7 +118,16 @@ def _add_evaluate(subparsers: Any) -> None:
         "--hubness", action="store_true", help="also text→image recall corrected for hubs"
     )
     parser.add_argument(
-        "--protocol", default="full", metavar="NAME", help="full (default), coco-1k, one-caption"
+        "--protocol",
+        default="full",
+        metavar="NAME",
+        help="full (default), coco-5k, coco-1k, one-caption",
+    )
+    parser.add_argument(
+        "--eccv", action="store_true", help="also CxC and ECCV Caption, of the split karpathy-test"
+    )
+    parser.add_argument(
+        "--pmrp", metavar="DIR", help="these and PMRP, whose ground truth lies in the folder DIR"
     )
     parser.add_argument("--against", metavar="RUN", help="another model, tested in pairs")
     _add_split(parser)

@@ -90,6 +90,11 @@ class CaptionTable:
         return np.asarray(self.images["image_id"].to_numpy(), dtype=np.int64)
 
     @cached_property
+    def caption_ids(self) -> Rows:
+        """``(M,)`` ids of the captions, unique in the data set."""
+        return np.asarray(self.captions["caption_id"].to_numpy(), dtype=np.int64)
+
+    @cached_property
     def caption_counts(self) -> Rows:
         """``(N,)`` captions of each image."""
         return np.bincount(self.image_of_caption, minlength=len(self)).astype(np.int64)

@@ -29,7 +29,10 @@ Fold = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Protocol:
-    """``folds`` cuts images and captions into galleries, given each caption's image and N."""
+    """``folds`` cuts images and captions into galleries, given each caption's image and N.
+
+    ``split`` is the only one that it is defined on, empty where it is defined on any.
+    """
 
     name: str
     words: str
@@ -75,6 +78,12 @@ def _one_caption(owner: Tensor, images: int) -> Iterator[Fold]:
 
 
 FULL = Protocol("full", "all images and all captions of the split, any number an image", _whole)
+COCO_5K = Protocol(
+    "coco-5k",
+    "COCO 5K: all 5,000 images of the Karpathy test split, five captions each",
+    _whole,
+    split="karpathy-test",
+)
 COCO_1K = Protocol(
     "coco-1k",
     "COCO 1K: the mean over five folds of 1,000 images of the Karpathy test split, in its order, "
@@ -88,7 +97,7 @@ ONE_CAPTION = Protocol(
     "not to be compared with them",
     _one_caption,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (FULL, COCO_1K, ONE_CAPTION)}
+PROTOCOLS = {protocol.name: protocol for protocol in (FULL, COCO_5K, COCO_1K, ONE_CAPTION)}
 
 
 def find_protocol(name: str) -> Protocol:

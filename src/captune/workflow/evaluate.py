@@ -27,7 +27,8 @@ from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
 from captune.evaluation.intervals import METRICS, QueryHits, paired_bootstrap
-from captune.evaluation.protocols import FULL, Protocol, find_protocol
+from captune.evaluation.plausible import GroundTruth, plausible_matches, split_of_truth
+from captune.evaluation.protocols import COCO_5K, FULL, Protocol, find_protocol
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
@@ -180,18 +181,24 @@ def evaluate(
     hubness: bool = False,
     protocol: str = FULL.name,
     against: str | None = None,
+    truth: GroundTruth | None = None,
 ) -> dict[str, Any]:
     """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
 
     With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
-    ``against``, another run or CLIP, it holds what :func:`compare_with` says.
+    ``against``, another run or CLIP, it holds what :func:`compare_with` says. With ``truth`` it
+    holds ``plausible``: see :func:`captune.evaluation.plausible.plausible_matches`. Where no split
+    is named, it is the one that the protocol or the ground truth is defined on.
 
     Raises:
         CaptuneError: also where hubness is to be corrected without training captions, and where
-            the protocol is not defined for the split.
+            the protocol or the ground truth is not defined for the split.
     """
     chosen = find_protocol(protocol)
-    if hubness and chosen != FULL:
+    split = split or chosen.split or None
+    if truth is not None:
+        split = split_of_truth(split, chosen)
+    if hubness and chosen not in (FULL, COCO_5K):
         raise CaptuneError(
             f"--hubness corrects the whole split, which is protocol {FULL.name}: leave out "
             f"--protocol {chosen.name}, or --hubness"
@@ -199,6 +206,8 @@ def evaluate(
     opened = open_model(name, own)
     other = open_model(against, own) if against else None
     table = open_table(opened, data, split, options or TableOptions())
+    if truth is not None:
+        truth.check(table.image_ids, table.caption_ids)  # before a long embedding
     queries = Querybank.of(opened, table) if hubness else None
     measured = measure(opened, table, chosen)
     result, embeddings = measured.metrics, measured.embeddings
@@ -210,6 +219,15 @@ def evaluate(
             say(f"note on {other.name}: {note}")
     if queries is not None:
         result["hubness_corrected"] = correct_hubness(opened, table, embeddings, queries)
+    if truth is not None:
+        captions, _ = table.captions_among(embeddings.rows)
+        result["plausible"] = plausible_matches(
+            embeddings.vectors,
+            _caption_embeddings(opened, table, captions),
+            table.image_ids[embeddings.rows],
+            table.caption_ids[captions],
+            truth,
+        )
     if opened.run is not None:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
