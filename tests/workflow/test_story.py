@@ -11,7 +11,7 @@ from captune.bank import CaptionBank
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
-from captune.workflow.evaluate import Opened, open_model
+from captune.workflow.opening import Opened, open_model
 from captune.workflow.story import (
     FAILURES,
     SAMPLE_QUERIES,

@@ -168,7 +168,7 @@ def _table_options(arguments: argparse.Namespace) -> Any:
 
 
 def _own_towers(arguments: argparse.Namespace) -> Any:
-    from captune.workflow.evaluate import OwnTowers
+    from captune.workflow.opening import OwnTowers
 
     return OwnTowers(arguments.image_encoder, arguments.text_encoder)
 

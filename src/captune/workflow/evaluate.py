@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +12,11 @@ import torch
 from torch import Tensor
 
 from captune.bank import CaptionBank
-from captune.config import DEFAULT_CONFIG, Config
+from captune.config import DEFAULT_CONFIG
 from captune.console import say
 from captune.data.pixels import UnreadableImageError
-from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
-from captune.device import best_device
-from captune.encoders.hub import is_factory, read_checkpoint_config
-from captune.encoders.image import load_image_encoder
-from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
@@ -31,78 +25,14 @@ from captune.evaluation.protocols import FULL, Protocol, find_protocol
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
-from captune.models import CLIPModel, weights_digest
-from captune.training.run import SELECTED, TRAINED, Run
+from captune.models import weights_digest
+from captune.training.checkpoints import BEST
+from captune.training.run import SELECTED, TRAINED
+from captune.workflow.opening import Opened, OwnTowers, open_model, open_table
 
 # Of more training captions than this, as many at even distances: hubs show in far fewer, and the
 # querybank of all of COCO would not fit small machines.
 MAX_QUERIES = 50_000
-
-
-@dataclass(frozen=True)
-class OwnTowers:
-    """Factories, named by the user, of the towers that a run's files cannot rebuild."""
-
-    image_encoder: str = ""
-    text_encoder: str = ""
-
-    @classmethod
-    def of(cls, config: Config) -> OwnTowers:
-        """The factories in a config that the user has just given (never one read from a run)."""
-        named = (config.image_encoder, config.text_encoder)
-        return cls(*(name if is_factory(name) else "" for name in named))
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model ready to use, and the run it is from (none for zero-shot CLIP)."""
-
-    model: CLIPModel
-    run: Run | None
-    name: str
-
-    @property
-    def cache(self) -> Path | None:
-        """Where its image embeddings are kept."""
-        return self.run.folder / "embeddings" if self.run else None
-
-
-def open_model(name: str, own: OwnTowers | None = None) -> Opened:
-    """A run folder, or a CLIP checkpoint (folder or hub name) as it is.
-
-    Raises:
-        CaptuneError: it is neither, or cannot be loaded.
-    """
-    own = own or OwnTowers()
-    folder = Path(name).expanduser()
-    device = best_device()
-    if (folder / "data.json").is_file():
-        run = Run.open(folder)
-        image = load_image_encoder(own.image_encoder) if own.image_encoder else None
-        text = load_text_encoder(own.text_encoder) if own.text_encoder else None
-        model = run.load_model(image_encoder=image, text_encoder=text)
-        return Opened(model.to(device), run, str(folder))
-    if folder.is_dir() and "model_type" not in read_checkpoint_config(folder):
-        raise CaptuneError(f"{folder} is neither a run of `captune train` nor a CLIP checkpoint")
-    if not folder.is_dir() and (folder.exists() or name.count("/") != 1 or name[0] in "./~"):
-        raise CaptuneError(f"no run at {name}: give a folder that `captune train` made")
-    return Opened(CLIPModel.zero_shot(name).to(device), None, name)
-
-
-def open_table(
-    opened: Opened, data: str | None, split: str | None, options: TableOptions
-) -> CaptionTable:
-    """The table that a command works on: named, or the run's validation split.
-
-    Raises:
-        CaptuneError: nothing is named and no run says where its data lies.
-    """
-    if data is not None:
-        source: Source = open_source(data, options)
-        return source.table(split or source.evaluation_split)
-    if opened.run is None:
-        raise CaptuneError(f"{opened.name} is no run: name the data to evaluate on")
-    return opened.run.source().table(split or opened.run.provenance.val_split)
 
 
 def embed(opened: Opened, table: CaptionTable) -> ImageEmbeddings:
@@ -181,7 +111,8 @@ def evaluate(
     protocol: str = FULL.name,
     against: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
+    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``, which
+    is its best model's: that of another checkpoint is only returned.
 
     With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
     ``against``, another run or CLIP, it holds what :func:`compare_with` says.
@@ -210,7 +141,7 @@ def evaluate(
             say(f"note on {other.name}: {note}")
     if queries is not None:
         result["hubness_corrected"] = correct_hubness(opened, table, embeddings, queries)
-    if opened.run is not None:
+    if opened.run is not None and opened.checkpoint == BEST:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
 

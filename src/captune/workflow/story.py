@@ -32,7 +32,8 @@ from captune.report.plots import (
     zero_shot_bars,
 )
 from captune.training.run import Run
-from captune.workflow.evaluate import Opened, OwnTowers, measure, open_model
+from captune.workflow.evaluate import measure
+from captune.workflow.opening import Opened, OwnTowers, open_model
 
 SAMPLE_QUERIES = 6
 FAILURES = 5
