@@ -18,8 +18,11 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 NEEDS_NETWORK = ("data/coco2014", "openai/")
 # Where they end without: at COCO's host, at the hub, or at the run that would have been made.
 OFFLINE = ("no connection to", "could not be fetched", "no run at runs/coco2014")
-# The same comparison, with towers that train in a second and one seed.
-SMALLER = {"compare": ["--seeds", "1", "num_epochs=1", "image_size=32", "batch_size=8"]}
+# The same comparison, with towers that train in a second and one seed; the same blend in three.
+SMALLER = {
+    "compare": ["--seeds", "1", "num_epochs=1", "image_size=32", "batch_size=8"],
+    "blend": ["--steps", "3"],
+}
 
 
 def commands() -> list[str]:
@@ -60,7 +63,7 @@ def folder(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def test_the_readme_prints_commands_of_every_kind() -> None:
     kinds = {words(command)[0] for command in commands()}
-    assert kinds == {"demo", "data", "train", "compare", "evaluate", "search", "classify"}
+    assert kinds == {"demo", "data", "train", "compare", "evaluate", "blend", "search", "classify"}
 
 
 def test_commands_run_in_the_order_printed(
@@ -76,6 +79,7 @@ def test_commands_run_in_the_order_printed(
             assert code == 0, (command, said)
     assert (folder / "runs" / "demo" / "report.html").is_file()
     assert (folder / "runs" / "flickr8k" / "metrics.json").is_file()
+    assert (folder / "runs" / "flickr8k-blend" / "blend.png").is_file()
 
 
 def test_the_python_program_runs(

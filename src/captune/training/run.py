@@ -32,6 +32,8 @@ MACHINE_KEYS = frozenset(
 # What says which run a folder holds; one without the other is the scrap of a start cut short.
 IDENTITY = ("config.json", "data.json")
 
+BLEND = "blend.json"  # in a run that no training made, but `captune blend`
+
 TRAINED, SELECTED = "trained", "selected"
 
 
@@ -81,6 +83,10 @@ class Run:
         """
         path = Path(folder)
         run = cls(path, config, provenance)
+        if run.is_blend:
+            raise CaptuneError(
+                f"{path} holds a blend, which is not trained: take --out {free_name(path)}"
+            )
         if cls.is_begun(path):
             existing = cls.open(path)
             differing = existing.differences(run)
@@ -139,6 +145,11 @@ class Run:
                 f"run {path} is damaged: config.json or data.json lacks {error}"
             ) from None
         return cls(path, config, provenance)
+
+    @property
+    def is_blend(self) -> bool:
+        """Whether its weights lie between those of two others."""
+        return (self.folder / BLEND).is_file()
 
     def differences(self, other: Run) -> list[str]:
         """What differs from ``other``: ``batch_size 128 -> 64``, machine matters left out."""

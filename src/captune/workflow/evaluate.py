@@ -71,6 +71,7 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
     result, hits = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
     overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
+    chosen = "blend's alpha" if opened.run and opened.run.is_blend else "best epoch"
     told = {
         **result,
         "model": opened.name,
@@ -80,13 +81,16 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
         },
         "images_seen_in_training": overlap[TRAINED],
         "images_seen_in_selection": overlap[SELECTED],
-        "notes": overlap_notes(overlap),
+        "notes": overlap_notes(overlap, chosen),
     }
     return Measured(told, embeddings, hits)
 
 
-def overlap_notes(overlap: dict[str, int]) -> list[str]:
-    """Plain words on images that the run has met before; empty where there are none."""
+def overlap_notes(overlap: dict[str, int], chosen: str = "best epoch") -> list[str]:
+    """Plain words on images that the run has met before; empty where there are none.
+
+    ``chosen``: what was selected on some of them.
+    """
     notes = []
     if overlap[TRAINED]:
         notes.append(
@@ -94,7 +98,7 @@ def overlap_notes(overlap: dict[str, int]) -> list[str]:
         )
     if overlap[SELECTED]:
         notes.append(
-            f"the best epoch was chosen on {overlap[SELECTED]:,} of these images: slightly "
+            f"the {chosen} was chosen on {overlap[SELECTED]:,} of these images: slightly "
             "optimistic, report a test split"
         )
     return notes
@@ -154,15 +158,20 @@ def compare_with(ours: Measured, theirs: Measured) -> dict[str, Any]:
         for each recall and rsum ``{value, low, high}``, 95 %, bootstrapped over images that both
         sides draw together.
     """
-    found = paired_bootstrap([ours.hits], [theirs.hits])
-    difference: dict[str, Any] = {}
-    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
-        difference.setdefault(direction, {})[key] = interval.to_dict()
     kept = ("model", "fingerprints", "image_to_text", "text_to_image", "rsum", "notes")
     return {
         **{key: theirs.metrics[key] for key in kept},
-        "difference": {**difference, "rsum": found[-1].to_dict()},
+        "difference": difference_of(ours.hits, theirs.hits),
     }
+
+
+def difference_of(ours: QueryHits, theirs: QueryHits) -> dict[str, Any]:
+    """Each recall and rsum of ours less theirs, ``{value, low, high}``, in the metrics' shape."""
+    found = paired_bootstrap([ours], [theirs])
+    difference: dict[str, Any] = {}
+    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
+        difference.setdefault(direction, {})[key] = interval.to_dict()
+    return {**difference, "rsum": found[-1].to_dict()}
 
 
 @dataclass(frozen=True)
