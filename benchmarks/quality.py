@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from captune import Config, fit, open_source
 from captune.data.table import CaptionTable
@@ -127,6 +128,13 @@ def measure(
     }
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    if not path.is_file():
+        return []
+    return list(read_versioned(path, what="results", version=VERSION)["rows"])
+
+
 def table_of(
     rows: Sequence[Mapping[str, Any]], parts: Sequence[str], time_key: str = "training_seconds"
 ) -> str:
@@ -169,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--part", choices=tuple(PARTS), default="head")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], help="parts whose names hold these words")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie meanwhile")
@@ -178,29 +186,27 @@ def main() -> None:
     source = open_source(arguments.data)
     tables = [source.table("train"), source.table(source.val_split)]
     path = RESULTS / f"quality-{arguments.part}.json"
-    kept = path.is_file() and not arguments.again
-    results: dict[str, Any] = {
-        "format_version": VERSION,
-        "rows": read_versioned(path, what="results", version=VERSION)["rows"] if kept else [],
-    }
+    if arguments.again:
+        path.unlink(missing_ok=True)
     for folder in (arguments.out, RESULTS):
         folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for name, changes in parts.items():
             if arguments.only and not any(word in name for word in arguments.only):
                 continue
-            if any(r["part"] == name and r["seed"] == seed for r in results["rows"]):
+            if any(r["part"] == name and r["seed"] == seed for r in rows_in(path)):
                 continue
             shared = {"towers": "minilm-lite0", "log_with": "none", "seed": seed}
             config = Config.from_mapping({**base, **shared, **changes})
             with TemporaryDirectory(dir=arguments.out) as scratch:
                 if arguments.part == "demo":  # features are a part of what best costs
                     os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
-                results["rows"].append(measure(name, config, Path(scratch) / "run", tables))
-            write_json(path, results)
-            print(f"{name}, seed {seed}: rsum {results['rows'][-1]['rsum']:.1f}", flush=True)
+                row = measure(name, config, Path(scratch) / "run", tables)
+            with FileLock(f"{path}.lock"):  # one call may measure one seed, a second call another
+                write_json(path, {"format_version": VERSION, "rows": [*rows_in(path), row]})
+            print(f"{name}, seed {seed}: rsum {row['rsum']:.1f}", flush=True)
     time_key = "seconds" if arguments.part == "demo" else "training_seconds"
-    print(table_of(results["rows"], list(parts), time_key))
+    print(table_of(rows_in(path), list(parts), time_key))
 
 
 if __name__ == "__main__":

@@ -117,11 +117,11 @@ def test_the_matrix_never_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(one, other, out=out)
 
     monkeypatch.setattr(ranks_module.torch, "mm", watched)
-    owner = torch.arange(600).repeat_interleave(5)
-    retrieval_ranks(random_unit(600, 4, 6), random_unit(3000, 4, 7), owner)
+    owner = torch.arange(1200).repeat_interleave(5)
+    retrieval_ranks(random_unit(1200, 4, 6), random_unit(6000, 4, 7), owner)
     assert set(made) == {ranks_module.TILE}
     # All tiles once, and those that hold own pairs once before.
-    assert len(made) == 4 + 2
+    assert len(made) == 2 * 5 + 5
 
 
 @pytest.mark.parametrize("what", ["image", "text"])

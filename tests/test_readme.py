@@ -18,8 +18,11 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 NEEDS_NETWORK = ("data/coco2014", "openai/")
 # Where they end without: at COCO's host, at the hub, or at the run that would have been made.
 OFFLINE = ("no connection to", "could not be fetched", "no run at runs/coco2014")
-# The same comparison, with towers that train in a second and one seed.
-SMALLER = {"compare": ["--seeds", "1", "num_epochs=1", "image_size=32", "batch_size=8"]}
+# The same comparison, with towers that train in a second and one seed; the same blend in three.
+SMALLER = {
+    "compare": ["--seeds", "1", "num_epochs=1", "image_size=32", "batch_size=8"],
+    "blend": ["--steps", "3"],
+}
 
 
 def commands() -> list[str]:
@@ -69,6 +72,7 @@ def test_the_readme_prints_commands_of_every_kind() -> None:
         "search",
         "classify",
         "zeroshot",
+        "blend",
     }
 
 
@@ -85,6 +89,7 @@ def test_commands_run_in_the_order_printed(
             assert code == 0, (command, said)
     assert (folder / "runs" / "demo" / "report.html").is_file()
     assert (folder / "runs" / "flickr8k" / "metrics.json").is_file()
+    assert (folder / "runs" / "flickr8k-blend" / "blend.png").is_file()
 
 
 def test_the_python_program_runs(

@@ -107,6 +107,9 @@ class Config(Mapping[str, Any]):
         below=1.0,
     )
     soup: int = _key(0, "average the weights of this many best epochs at the end", low=0)
+    keep_epochs: bool = _key(
+        False, "keep the weights of every epoch of stage 2, to compare or blend"
+    )
     patience: int = _key(3, "stop after this many epochs without a better rsum; 0 = never", low=0)
 
     # The photos.

@@ -277,8 +277,12 @@ class CLIPModel(nn.Module):
         write_json(path / "image_encoder.json", stated)
         write_json(path / "preprocess.json", self.preprocess.to_dict())
         write_json(path / "text_encoder.json", {"format_version": VERSION, **self._text_meta})
+        self.save_weights(path / self.weights_name)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights alone, atomically; :meth:`load_weights` reads them."""
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        with replacing(path / self.weights_name) as temporary:
+        with replacing(path) as temporary:
             save_file(state, temporary, metadata={"format": "pt", "captune": str(VERSION)})
 
     @classmethod
@@ -288,12 +292,14 @@ class CLIPModel(nn.Module):
         *,
         image_encoder: ImageEncoder | None = None,
         text_encoder: TextEncoder | None = None,
+        weights: Path | None = None,
     ) -> CLIPModel:
         """The model that :meth:`save_pretrained` wrote; opens offline. In eval mode, on the CPU.
 
         Args:
             folder: a run, or any folder that ``save_pretrained`` wrote.
             image_encoder, text_encoder: needed where the model was made with own towers.
+            weights: a file of other weights than the best, such as an epoch's.
 
         Raises:
             CaptuneError: not such a folder, of another version, or weights that do not fit.
@@ -311,7 +317,7 @@ class CLIPModel(nn.Module):
         model._assemble(tower, Architecture.of(stated))
         if text_encoder is not None:
             model._set_text(text_encoder)
-        model.load_weights(path / model.weights_name)
+        model.load_weights(weights or path / model.weights_name)
         return model.eval()
 
     def load_weights(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 # A tile of fp32 scores stays in a core's cache while it is counted; a GPU wants larger products.
-TILE, TILE_ON_GPU = (512, 2560), (4096, 20480)
+TILE, TILE_ON_GPU = (1024, 1280), (4096, 20480)
 
 
 class Ranks(NamedTuple):

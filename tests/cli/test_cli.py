@@ -46,9 +46,8 @@ def test_help_answers_in_under_half_a_second() -> None:
             [sys.executable, "-m", "captune", "--help"], capture_output=True, text=True, check=True
         )
         seconds.append(time.perf_counter() - start)
-        assert {"demo", "train", "evaluate", "search", "classify", "zeroshot", "data"} <= set(
-            re.findall(r"^ {4}(\w+)", answer.stdout, re.MULTILINE)
-        )
+        kinds = {"demo", "train", "evaluate", "blend", "search", "classify", "zeroshot", "data"}
+        assert kinds <= set(re.findall(r"^ {4}(\w+)", answer.stdout, re.MULTILINE))
         if seconds[-1] < 0.4:
             break
     assert min(seconds) < 0.5
@@ -107,6 +106,26 @@ def test_evaluate_prints_exactly_the_object_of_its_file(
         percent = {"R@1", "R@5", "R@10", "MRR", "mAP@R"}
         assert set(result[direction]) == percent | {"median_rank", "mean_rank"}
     assert "note: " in said
+
+
+def test_blend_prints_exactly_the_object_of_its_file_and_its_best_is_a_run(
+    run: Path, squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """DATA may stand behind the options, as with evaluate."""
+    folder = tmp_path / "blend"
+    ends = [f"{run}@stage-1", str(run)]
+    words = ["blend", *ends, "--steps", "3", "--out", str(folder), str(squares)]
+    assert main([*words, "--json"]) == 0
+    printed, said = capfd.readouterr()
+    found = json.loads(printed)
+    assert found == json.loads((folder / "blend.json").read_text(encoding="utf-8"))
+    assert [row["alpha"] for row in found["rows"]] == [0.0, 0.5, 1.0]
+    assert "blending" in said
+    assert main(words) == 0
+    table = capfd.readouterr().out
+    assert f"alpha 0 is {ends[0]}, alpha 1 is {ends[1]}" in table and "note: alpha was" in table
+    assert table.endswith(f"run     {folder}\npicture {folder / 'blend.png'}\n")
+    assert main(["search", str(folder), "a red square", "-k", "1"]) == 0
 
 
 def test_search_prints_one_json_list_best_first(

@@ -108,6 +108,29 @@ def against_nothing(desk: Desk) -> tuple[list[str], list[str]]:
     return words, ["no run at", "gone"]
 
 
+def a_checkpoint_that_is_not_there(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["classify", f"{desk.run}@epoch-7", desk.picture, "--labels", "a", "b"]
+    return words, [str(desk.run), "no checkpoint 'epoch-7'", "stage-1, best", "keep_epochs"]
+
+
+def a_misspelt_run(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["evaluate", f"{desk.run}s"], ["no run at", "did you mean 'run'?"]
+
+
+def blend_of_other_towers(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["blend", str(desk.clip), str(desk.run), "--out", str(desk.folder / "blend")]
+    return words, [str(desk.clip), str(desk.run), "cannot be blended", "text tower"]
+
+
+def blend_of_one_step(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["blend", str(desk.run), str(desk.run), "--steps", "1"], ["steps=1", "at least 2"]
+
+
+def blend_into_a_run(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["blend", f"{desk.run}@stage-1", str(desk.run), "--out", str(desk.run)]
+    return words, [str(desk.run), "no blend", "--out", "run-2"]
+
+
 def hubness_without_a_run(desk: Desk) -> tuple[list[str], list[str]]:
     return ["evaluate", str(desk.clip), str(desk.coco), "--hubness"], ["--hubness", "no run"]
 
@@ -521,6 +544,11 @@ CASES: list[Case] = [
     pmrp_of_an_empty_folder,
     hubness_of_another_protocol,
     against_nothing,
+    a_checkpoint_that_is_not_there,
+    a_misspelt_run,
+    blend_of_other_towers,
+    blend_of_one_step,
+    blend_into_a_run,
     hubness_without_a_run,
     hubness_of_the_training_images,
 ]

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from captune.workflow.train import Outcome
 
@@ -14,6 +16,17 @@ from captune.workflow.train import Outcome
 def run(outcome: Outcome, tmp_path: Path) -> Path:
     """A copy of the trained run that a test may write into."""
     return Path(shutil.copytree(outcome.run.folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def epoch(run: Path) -> str:
+    """The name of a checkpoint of ``run`` whose head is another than the best model's."""
+    state = load_file(run / "best_model.safetensors")
+    torch.manual_seed(0)
+    for key in ("head.hidden.weight", "head.output.weight"):
+        state[key] += 0.5 * state[key].std() * torch.randn_like(state[key])
+    save_file(state, run / "checkpoints" / "epoch-31.safetensors")
+    return f"{run}@epoch-31"
 
 
 @pytest.fixture

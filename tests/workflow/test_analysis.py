@@ -23,7 +23,7 @@ from captune.workflow.analysis import (
     hardest,
     hubs,
 )
-from captune.workflow.evaluate import Opened, open_model
+from captune.workflow.opening import Opened, open_model
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from captune.evaluation.intervals import METRICS
 from captune.training.fit import TrainingStopped
 from captune.training.run import Run
 from captune.workflow.compare import Matrix, _file_name, compare
-from captune.workflow.evaluate import evaluate, measure, open_model
+from captune.workflow.evaluate import evaluate, measure
+from captune.workflow.opening import open_model
 from conftest import write_scene, write_split
 
 FLAGS = ["use_batch_norm", "use_attention_pooling"]

@@ -27,14 +27,12 @@ from captune.evaluation.protocols import PROTOCOLS, Protocol
 from captune.training.run import Run
 from captune.workflow import evaluate as evaluate_module
 from captune.workflow.evaluate import (
-    OwnTowers,
     Querybank,
     classify_files,
     evaluate,
-    open_model,
-    open_table,
     search,
 )
+from captune.workflow.opening import OwnTowers, open_model, open_table
 from captune.workflow.train import train
 
 OWN_TOWERS = '''

@@ -10,6 +10,7 @@ import pytest
 
 from captune.config import Config
 from captune.errors import CaptuneError
+from captune.workflow.evaluate import evaluate
 from captune.workflow.train import Outcome, default_out, train
 
 
@@ -36,6 +37,15 @@ def test_a_run_holds_weights_descriptions_history_pictures_and_page(outcome: Out
         "report.html",
     }
     assert outcome.page == outcome.run.folder / "report.html"
+
+
+def test_the_page_has_the_model_before_after_stage_one_and_at_the_end(outcome: Outcome) -> None:
+    page = outcome.page.read_text(encoding="utf-8")
+    table = page.split("<h2>Results</h2>")[1].split("</table>")[0]
+    at_the_end, after_one = table.split("after stage 1 (backbone frozen)")
+    assert "this run" in at_the_end and "before training" in after_one
+    measured = evaluate(f"{outcome.run.folder}@stage-1")
+    assert f"<td>{measured['rsum']:.1f}<br>" in after_one.split("before training")[0]
 
 
 def test_nothing_in_a_run_is_pickled(outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ from captune.errors import CaptuneError
 from captune.evaluation.zeroshot import TEMPLATES, classify, read_templates
 from captune.training.run import Run
 from captune.workflow import zeroshot as zeroshot_module
-from captune.workflow.evaluate import OwnTowers
+from captune.workflow.opening import OwnTowers
 from captune.workflow.zeroshot import zero_shot
 from conftest import COLOURS, write_scene
 
@@ -85,6 +85,13 @@ def test_files_lie_in_the_run_or_where_they_are_wanted(
     assert written == outcome.metrics and written["format_version"] == 1
     elsewhere = zero_shot(str(run), str(colours), probe=False, out=str(tmp_path / "there"))
     assert elsewhere.page == tmp_path / "there" / "classification.html"
+
+
+def test_another_checkpoint_leaves_the_run_s_files_alone(run: Path, colours: Path) -> None:
+    best = zero_shot(str(run), str(colours), probe=False).metrics
+    outcome = zero_shot(f"{run}@stage-1", str(colours), probe=False)
+    assert outcome.page is None and outcome.metrics["model"] == f"{run}@stage-1"
+    assert json.loads((run / "classification.json").read_text(encoding="utf-8")) == best
 
 
 def test_a_clip_has_no_folder_of_its_own(tiny_clip: Path, colours: Path) -> None:

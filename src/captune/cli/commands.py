@@ -119,6 +119,27 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
+def blend(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.blend import blend
+
+    found = blend(
+        arguments.first,
+        arguments.second,
+        data=arguments.data,
+        split=arguments.split,
+        options=_table_options(arguments),
+        own=_own_towers(arguments),
+        steps=arguments.steps,
+        out=arguments.out,
+    )
+    if arguments.json:
+        print(json.dumps(found.told, ensure_ascii=False))
+    else:
+        print(found.to_text())
+        print(f"\nrun     {found.folder}\npicture {found.picture}")
+    return 0
+
+
 def search(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from captune.workflow.evaluate import search
 
@@ -228,7 +249,7 @@ def _table_options(arguments: argparse.Namespace) -> Any:
 
 
 def _own_towers(arguments: argparse.Namespace) -> Any:
-    from captune.workflow.evaluate import OwnTowers
+    from captune.workflow.opening import OwnTowers
 
     return OwnTowers(arguments.image_encoder, arguments.text_encoder)
 

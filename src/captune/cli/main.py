@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_data(rest: Sequence[str], arguments: argparse.Namespace) -> list[str]:
-    """The DATA of `evaluate` may stand behind options too; argparse leaves it over there."""
+    """An optional DATA may stand behind options too; argparse leaves it over there."""
     words = list(rest)
-    if arguments.command == "evaluate" and arguments.data is None:
+    if arguments.command in ("evaluate", "blend") and arguments.data is None:
         for place, word in enumerate(words):
             if not word.startswith("--"):
                 arguments.data = words.pop(place)

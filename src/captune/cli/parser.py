@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_compare,
         _add_evaluate,
+        _add_blend,
         _add_search,
         _add_classify,
         _add_zeroshot,
@@ -112,7 +113,7 @@ def _add_compare(subparsers: Any) -> None:
 
 def _add_evaluate(subparsers: Any) -> None:
     parser = _command(subparsers, "evaluate", commands.evaluate, "Recall@K of a run, both ways")
-    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("model", metavar="RUN", help="a run, RUN@stage-1, or a CLIP")
     parser.add_argument("data", metavar="DATA", nargs="?", help="default: the run's own data")
     parser.add_argument(
         "--hubness", action="store_true", help="also text→image recall corrected for hubs"
@@ -129,7 +130,9 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--pmrp", metavar="DIR", help="these and PMRP, whose ground truth lies in the folder DIR"
     )
-    parser.add_argument("--against", metavar="RUN", help="another model, tested in pairs")
+    parser.add_argument(
+        "--against", metavar="RUN", help="another model, or RUN@stage-1, tested in pairs"
+    )
     _add_split(parser)
     _add_own_towers(parser)
     _add_table_options(parser)
@@ -140,9 +143,27 @@ def _add_evaluate(subparsers: Any) -> None:
     )
 
 
+def _add_blend(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "blend",
+        commands.blend,
+        "the models between two (WiSE-FT), measured; the best is kept as a run",
+    )
+    parser.add_argument("first", metavar="RUN_A", help="a run, RUN@stage-1, or a CLIP: alpha 0")
+    parser.add_argument("second", metavar="RUN_B", help="a run of the same towers: alpha 1")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="default: RUN_B's own data")
+    parser.add_argument("--steps", type=int, default=11, help="models, both ends among them")
+    parser.add_argument("--out", help="the blend's folder (default runs/<RUN_B>-blend)")
+    _add_split(parser)
+    _add_own_towers(parser)
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the blend as JSON")
+
+
 def _add_search(subparsers: Any) -> None:
     parser = _command(subparsers, "search", commands.search, "the pictures that best answer a text")
-    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("model", metavar="RUN", help="a run, RUN@stage-1, or a CLIP")
     parser.add_argument("query", metavar="QUERY", help='such as "a dog on a beach"')
     parser.add_argument("-k", type=int, default=5, help="how many (default 5)")
     parser.add_argument("--data", help="default: the run's own data")
@@ -154,7 +175,7 @@ def _add_search(subparsers: Any) -> None:
 
 def _add_classify(subparsers: Any) -> None:
     parser = _command(subparsers, "classify", commands.classify, "zero-shot labels of image files")
-    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("model", metavar="RUN", help="a run, RUN@stage-1, or a CLIP")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL")
     parser.add_argument("--template", action="append", help="prompt with {} (repeatable; averaged)")
@@ -169,7 +190,7 @@ def _add_zeroshot(subparsers: Any) -> None:
         commands.zeroshot,
         "accuracy of zero-shot labels on labelled pictures, beside baselines",
     )
-    parser.add_argument("model", metavar="RUN", help="a run, or a CLIP (hub name or folder)")
+    parser.add_argument("model", metavar="RUN", help="a run, RUN@stage-1, or a CLIP")
     parser.add_argument(
         "data", metavar="DATA", help="a folder for each class, COCO 2014 with instances, or a table"
     )

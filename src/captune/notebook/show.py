@@ -39,11 +39,13 @@ CONTENTS = {
     "before_after": "the first query's pictures before training and after",
     "zero_shot": "zero-shot labels",
     "report": "the page with all of it: opens in any browser, offline",
+    "checkpoints": "the weights that stage 2 started from, and of epochs where they are kept",
     "seen_images.parquet": "which images it was trained and chosen on",
     "embeddings": "image embeddings, a cache",
     "logs": "TensorBoard",
     "last": "the resume state of a run that is not complete",
     "comparison": "the comparison: page, picture and numbers",
+    "blend": "two models blended: picture and numbers",
 }
 
 

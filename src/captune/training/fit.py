@@ -18,6 +18,7 @@ from captune.losses import Criterion
 from captune.models import CLIPModel
 from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
+from captune.training.checkpoints import keep_epoch, keep_stage
 from captune.training.criteria import make_criterion, remember_temperature, temperature_of
 from captune.training.run import Provenance, Run, free_name
 from captune.training.schedule import (
@@ -28,7 +29,7 @@ from captune.training.schedule import (
     warmup_within,
 )
 from captune.training.soup import Soup
-from captune.training.stages import Plan, Stage
+from captune.training.stages import WHOLE, Plan, Stage
 from captune.training.steps import (
     STEPS_BETWEEN_READINGS,
     EpochMeter,
@@ -96,7 +97,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = model or CLIPModel.from_config(config, device=best_device(config.device))
     run.write_identity()
-    run.write_seen(train, val)
+    run.write_seen(train.file_keys(), val.file_keys())
     job = _Fit(run, model, criterion, train, val)
     return job.run_all(resume=resume, on_epoch=on_epoch)
 
@@ -237,6 +238,7 @@ class _Fit:
         say(
             f"stage {self.stage.number} ends: best rsum {best['rsum']:.1f} in epoch {best['epoch']}"
         )
+        keep_stage(self.run, self.stage.number)
         for model in {id(m): m for m in (self.model, self.kept)}.values():
             model.load_weights(self.run.weights_path)
         self._enter(self.plan.stage_of(self.stage.last))
@@ -344,6 +346,9 @@ class _Fit:
         best = max(history, key=lambda r: float(r["rsum"]))
         if best is row:
             self._save()
+        if self.run.config.keep_epochs and row["stage"] == WHOLE:
+            remember_temperature(self.kept, self.criterion)
+            keep_epoch(self.run, row["epoch"], self.kept)
         self.run.write_history(history)
         if self.run.config.soup:
             self.soup.add(self.kept, history)

@@ -24,11 +24,15 @@ from captune.training.schedule import finished
 
 VERSION = 1
 
-# How a run is computed, not what: these may change when it is resumed.
-MACHINE_KEYS = frozenset({"device", "precision", "num_workers", "save_steps", "log_with"})
+# How a run is computed and what is kept of it, not what: these may change when it is resumed.
+MACHINE_KEYS = frozenset(
+    {"device", "precision", "num_workers", "save_steps", "log_with", "keep_epochs"}
+)
 
 # What says which run a folder holds; one without the other is the scrap of a start cut short.
 IDENTITY = ("config.json", "data.json")
+
+BLEND = "blend.json"  # in a run that no training made, but `captune blend`
 
 TRAINED, SELECTED = "trained", "selected"
 
@@ -79,6 +83,10 @@ class Run:
         """
         path = Path(folder)
         run = cls(path, config, provenance)
+        if run.is_blend:
+            raise CaptuneError(
+                f"{path} holds a blend, which is not trained: take --out {free_name(path)}"
+            )
         if cls.is_begun(path):
             existing = cls.open(path)
             differing = existing.differences(run)
@@ -138,6 +146,11 @@ class Run:
             ) from None
         return cls(path, config, provenance)
 
+    @property
+    def is_blend(self) -> bool:
+        """Whether its weights lie between those of two others."""
+        return (self.folder / BLEND).is_file()
+
     def differences(self, other: Run) -> list[str]:
         """What differs from ``other``: ``batch_size 128 -> 64``, machine matters left out."""
         rows = [
@@ -170,39 +183,45 @@ class Run:
         """Replace the history; written whole, so that a resumed epoch stands in it once."""
         write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def write_seen(self, train: CaptionTable, val: CaptionTable) -> None:
-        """Keep which images the run trained on and which it selected on."""
-        keys = [*train.file_keys(), *val.file_keys()]
-        roles = [TRAINED] * len(train) + [SELECTED] * len(val)
+    def write_seen(self, trained: Sequence[str], selected: Sequence[str]) -> None:
+        """Keep which images (their file keys) the run trained on and which it selected on."""
+        keys = [*trained, *selected]
+        roles = [TRAINED] * len(trained) + [SELECTED] * len(selected)
         with replacing(self.folder / "seen_images.parquet") as temporary:
             pq.write_table(pa.table({"image": keys, "role": roles}), temporary)
 
-    def overlap(self, table: CaptionTable) -> dict[str, int]:
-        """How many of ``table``'s images the run trained on, and how many it selected on."""
+    def seen(self) -> dict[str, list[str]]:
+        """The file keys of the images that it trained on, and of those that it selected on."""
         path = self.folder / "seen_images.parquet"
+        keys: dict[str, list[str]] = {TRAINED: [], SELECTED: []}
         if not path.is_file():
-            return {TRAINED: 0, SELECTED: 0}
+            return keys
         try:
             seen = pq.read_table(path, columns=["image", "role"])
         except (pa.ArrowException, OSError) as error:
             raise CaptuneError(
                 f"{path} is damaged, so it cannot be told which images the run has seen: {error}"
             ) from None
-        mine = set(table.file_keys())
-        counts = {TRAINED: 0, SELECTED: 0}
         for image, role in zip(seen["image"].to_pylist(), seen["role"].to_pylist(), strict=True):
-            counts[role] += image in mine
-        return counts
+            keys[role].append(image)
+        return keys
+
+    def overlap(self, table: CaptionTable) -> dict[str, int]:
+        """How many of ``table``'s images the run trained on, and how many it selected on."""
+        mine = set(table.file_keys())
+        return {role: sum(key in mine for key in keys) for role, keys in self.seen().items()}
 
     def load_model(
         self,
         *,
         image_encoder: ImageEncoder | None = None,
         text_encoder: TextEncoder | None = None,
+        weights: Path | None = None,
     ) -> CLIPModel:
-        """The best model, in eval mode; own towers must be handed in."""
+        """The best model, in eval mode, or that of other ``weights``; own towers must be handed
+        in."""
         return CLIPModel.from_pretrained(
-            self.folder, image_encoder=image_encoder, text_encoder=text_encoder
+            self.folder, image_encoder=image_encoder, text_encoder=text_encoder, weights=weights
         )
 
     def source(self) -> Source:

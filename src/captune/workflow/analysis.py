@@ -25,7 +25,7 @@ from captune.models import CLIPModel
 from captune.ranks import Ranks, retrieval_ranks
 from captune.report.html import Analysis, Failure, Hub, Twins
 from captune.report.plots import QueryAnswer
-from captune.workflow.evaluate import Opened
+from captune.workflow.opening import Opened
 
 FAILURES = 5
 EASIEST = 3

@@ -25,7 +25,8 @@ from captune.evaluation.variants import SeedRun, Variant
 from captune.files import read_json, write_json
 from captune.report.comparison import Comparison, write_comparison
 from captune.training.run import Provenance, Run, free_name
-from captune.workflow.evaluate import Measured, OwnTowers, measure, open_model
+from captune.workflow.evaluate import Measured, measure
+from captune.workflow.opening import OwnTowers, open_model
 from captune.workflow.train import default_out, train
 
 BASE = "base"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +12,11 @@ import torch
 from torch import Tensor
 
 from captune.bank import CaptionBank
-from captune.config import DEFAULT_CONFIG, Config
+from captune.config import DEFAULT_CONFIG
 from captune.console import say
 from captune.data.pixels import UnreadableImageError
-from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
-from captune.device import best_device
-from captune.encoders.hub import is_factory, read_checkpoint_config
-from captune.encoders.image import load_image_encoder
-from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.hubness import hubness_corrected
@@ -32,78 +26,14 @@ from captune.evaluation.protocols import COCO_5K, FULL, Protocol, find_protocol
 from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
-from captune.models import CLIPModel, weights_digest
-from captune.training.run import SELECTED, TRAINED, Run
+from captune.models import weights_digest
+from captune.training.checkpoints import BEST
+from captune.training.run import SELECTED, TRAINED
+from captune.workflow.opening import Opened, OwnTowers, open_model, open_table
 
 # Of more training captions than this, as many at even distances: hubs show in far fewer, and the
 # querybank of all of COCO would not fit small machines.
 MAX_QUERIES = 50_000
-
-
-@dataclass(frozen=True)
-class OwnTowers:
-    """Factories, named by the user, of the towers that a run's files cannot rebuild."""
-
-    image_encoder: str = ""
-    text_encoder: str = ""
-
-    @classmethod
-    def of(cls, config: Config) -> OwnTowers:
-        """The factories in a config that the user has just given (never one read from a run)."""
-        named = (config.image_encoder, config.text_encoder)
-        return cls(*(name if is_factory(name) else "" for name in named))
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model ready to use, and the run it is from (none for zero-shot CLIP)."""
-
-    model: CLIPModel
-    run: Run | None
-    name: str
-
-    @property
-    def cache(self) -> Path | None:
-        """Where its image embeddings are kept."""
-        return self.run.folder / "embeddings" if self.run else None
-
-
-def open_model(name: str, own: OwnTowers | None = None) -> Opened:
-    """A run folder, or a CLIP checkpoint (folder or hub name) as it is.
-
-    Raises:
-        CaptuneError: it is neither, or cannot be loaded.
-    """
-    own = own or OwnTowers()
-    folder = Path(name).expanduser()
-    device = best_device()
-    if (folder / "data.json").is_file():
-        run = Run.open(folder)
-        image = load_image_encoder(own.image_encoder) if own.image_encoder else None
-        text = load_text_encoder(own.text_encoder) if own.text_encoder else None
-        model = run.load_model(image_encoder=image, text_encoder=text)
-        return Opened(model.to(device), run, str(folder))
-    if folder.is_dir() and "model_type" not in read_checkpoint_config(folder):
-        raise CaptuneError(f"{folder} is neither a run of `captune train` nor a CLIP checkpoint")
-    if not folder.is_dir() and (folder.exists() or name.count("/") != 1 or name[0] in "./~"):
-        raise CaptuneError(f"no run at {name}: give a folder that `captune train` made")
-    return Opened(CLIPModel.zero_shot(name).to(device), None, name)
-
-
-def open_table(
-    opened: Opened, data: str | None, split: str | None, options: TableOptions
-) -> CaptionTable:
-    """The table that a command works on: named, or the run's validation split.
-
-    Raises:
-        CaptuneError: nothing is named and no run says where its data lies.
-    """
-    if data is not None:
-        source: Source = open_source(data, options)
-        return source.table(split or source.evaluation_split)
-    if opened.run is None:
-        raise CaptuneError(f"{opened.name} is no run: name the data to evaluate on")
-    return opened.run.source().table(split or opened.run.provenance.val_split)
 
 
 def embed(opened: Opened, table: CaptionTable) -> ImageEmbeddings:
@@ -142,6 +72,7 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
     result, hits = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
     overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
+    chosen = "blend's alpha" if opened.run and opened.run.is_blend else "best epoch"
     told = {
         **result,
         "model": opened.name,
@@ -151,13 +82,16 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
         },
         "images_seen_in_training": overlap[TRAINED],
         "images_seen_in_selection": overlap[SELECTED],
-        "notes": overlap_notes(overlap),
+        "notes": overlap_notes(overlap, chosen),
     }
     return Measured(told, embeddings, hits)
 
 
-def overlap_notes(overlap: dict[str, int]) -> list[str]:
-    """Plain words on images that the run has met before; empty where there are none."""
+def overlap_notes(overlap: dict[str, int], chosen: str = "best epoch") -> list[str]:
+    """Plain words on images that the run has met before; empty where there are none.
+
+    ``chosen``: what was selected on some of them.
+    """
     notes = []
     if overlap[TRAINED]:
         notes.append(
@@ -165,7 +99,7 @@ def overlap_notes(overlap: dict[str, int]) -> list[str]:
         )
     if overlap[SELECTED]:
         notes.append(
-            f"the best epoch was chosen on {overlap[SELECTED]:,} of these images: slightly "
+            f"the {chosen} was chosen on {overlap[SELECTED]:,} of these images: slightly "
             "optimistic, report a test split"
         )
     return notes
@@ -183,7 +117,8 @@ def evaluate(
     against: str | None = None,
     truth: GroundTruth | None = None,
 ) -> dict[str, Any]:
-    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``.
+    """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``, which
+    is its best model's: that of another checkpoint is only returned.
 
     With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
     ``against``, another run or CLIP, it holds what :func:`compare_with` says. With ``truth`` it
@@ -228,7 +163,7 @@ def evaluate(
             table.caption_ids[captions],
             truth,
         )
-    if opened.run is not None:
+    if opened.run is not None and opened.checkpoint == BEST:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
 
@@ -241,15 +176,20 @@ def compare_with(ours: Measured, theirs: Measured) -> dict[str, Any]:
         for each recall and rsum ``{value, low, high}``, 95 %, bootstrapped over images that both
         sides draw together.
     """
-    found = paired_bootstrap([ours.hits], [theirs.hits])
-    difference: dict[str, Any] = {}
-    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
-        difference.setdefault(direction, {})[key] = interval.to_dict()
     kept = ("model", "fingerprints", "image_to_text", "text_to_image", "rsum", "notes")
     return {
         **{key: theirs.metrics[key] for key in kept},
-        "difference": {**difference, "rsum": found[-1].to_dict()},
+        "difference": difference_of(ours.hits, theirs.hits),
     }
+
+
+def difference_of(ours: QueryHits, theirs: QueryHits) -> dict[str, Any]:
+    """Each recall and rsum of ours less theirs, ``{value, low, high}``, in the metrics' shape."""
+    found = paired_bootstrap([ours], [theirs])
+    difference: dict[str, Any] = {}
+    for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
+        difference.setdefault(direction, {})[key] = interval.to_dict()
+    return {**difference, "rsum": found[-1].to_dict()}
 
 
 @dataclass(frozen=True)

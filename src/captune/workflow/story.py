@@ -30,9 +30,11 @@ from captune.report.plots import (
     training_curves,
     zero_shot_bars,
 )
+from captune.training.checkpoints import STAGE_ONE, checkpoints
 from captune.training.run import Run
 from captune.workflow.analysis import Retrieval, analyse
-from captune.workflow.evaluate import OwnTowers, measure, open_model
+from captune.workflow.evaluate import measure
+from captune.workflow.opening import OwnTowers, open_model
 
 SAMPLE_QUERIES = 6
 LABELS = ("a person", "an animal", "food", "a vehicle", "a building", "a landscape", "an object")
@@ -132,8 +134,9 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
     figures = _draw(run, subject, model, answers, set(embeddings.rows.tolist()))
     page = run.output("report", ".html")
     results_note = (
-        f"{subject.table.describe()}. Recall in percent; ties count against the query. The best "
-        f"epoch was chosen on {run.provenance.val_split}."
+        f"{subject.table.describe()}. Recall in percent, below it its 95 % interval, bootstrapped "
+        "over images; ties count against the query. The best epoch was chosen on "
+        f"{run.provenance.val_split}."
     )
     write_report(
         page,
@@ -143,7 +146,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
             before=first,
             after=answers,
             queries_note=subject.queries_note,
-            results=_results(metrics, before),
+            results=_results(metrics, before, _after_stage_one(run, subject.table)),
             results_note=results_note,
             notes=metrics["notes"],
             analysis=analyse(Retrieval.of(opened, subject.table, embeddings)),
@@ -185,10 +188,21 @@ def _answers(subject: Subject, hits: Sequence[Sequence[Hit]]) -> list[QueryAnswe
     ]
 
 
-def _results(metrics: dict[str, Any], before: Before) -> list[ResultRow]:
+def _after_stage_one(run: Run, table: CaptionTable) -> list[ResultRow]:
+    """The model that stage 2 started from, where the run has both stages."""
+    if STAGE_ONE not in checkpoints(run):
+        return []
+    opened = open_model(f"{run.folder}@{STAGE_ONE}", OwnTowers.of(run.config))
+    return [ResultRow("after stage 1 (backbone frozen)", measure(opened, table).metrics)]
+
+
+def _results(
+    metrics: dict[str, Any], before: Before, stage_one: Sequence[ResultRow]
+) -> list[ResultRow]:
     chance = chance_metrics(metrics["images"], metrics["captions"])
     return [
         ResultRow("this run", metrics),
+        *stage_one,
         ResultRow("before training (ImageNet backbone, random head)", before.metrics),
         ResultRow("chance", chance),
         ResultRow(

@@ -36,8 +36,10 @@ from captune.files import write_json
 from captune.models import CLIPModel, weights_digest
 from captune.preprocess import Preprocess
 from captune.report.classes import ClassPage, Confusion, write_class_page
+from captune.training.checkpoints import BEST
 from captune.training.run import SELECTED, TRAINED
-from captune.workflow.evaluate import Opened, OwnTowers, embed, open_model, overlap_notes
+from captune.workflow.evaluate import embed, overlap_notes
+from captune.workflow.opening import Opened, OwnTowers, open_model
 
 VERSION = 1
 CONFUSIONS = 8  # the commonest ones, that are told
@@ -74,7 +76,7 @@ def zero_shot(
         names: other words for some classes.
         probe: also train a linear probe on the frozen backbone's features.
         out: folder for ``classification{suffix}.json``, ``.html`` and ``confusion{suffix}.png``;
-            default: the run.
+            default: the run, for its best model.
 
     Raises:
         CaptuneError: no such model, or no labelled pictures there.
@@ -93,7 +95,9 @@ def zero_shot(
     )
     for note in metrics["notes"]:
         say(f"note: {note}")
-    folder = Path(out) if out else opened.run.folder if opened.run else None
+    # What lies in a run is of its best model.
+    own_folder = opened.run.folder if opened.run and opened.checkpoint == BEST else None
+    folder = Path(out) if out else own_folder
     return ZeroShotOutcome(
         metrics, _write(folder, opened, labelled, embeddings.rows, cosines, metrics)
     )
