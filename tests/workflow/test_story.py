@@ -12,7 +12,13 @@ from captune.data.table import CaptionTable
 from captune.evaluation.embeddings import embed_images
 from captune.evaluation.retrieval import search_images
 from captune.models import CLIPModel
-from captune.workflow.story import SAMPLE_QUERIES, chance_metrics, sample_subject
+from captune.training.run import Run
+from captune.workflow.story import (
+    SAMPLE_QUERIES,
+    chance_metrics,
+    measure_before,
+    sample_subject,
+)
 from captune.workflow.train import Outcome
 
 DRAWS = 20_000
@@ -87,3 +93,21 @@ def test_a_split_of_two_pictures_is_told_by_two_queries(
     outcome: Outcome, table: CaptionTable
 ) -> None:
     assert len(sample_subject(outcome.run, table.take_images([3, 9])).queries) == 2
+
+
+def test_before_training_is_measured_from_kept_features_or_from_photos_alike(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there was a stage 1 no photo is decoded again; rounding is all that may differ."""
+    subject = sample_subject(outcome.run, open_source(outcome.run.provenance.data).table("val"))
+    config = outcome.run.config.replace(precision="fp32")
+    assert config.head_epochs > 0
+    run = Run(outcome.run.folder, config, outcome.run.provenance)
+    measure_before(run, subject)  # keeps the features
+    with monkeypatch.context() as patch:
+        patch.setattr("captune.data.dataset.load_image", None)
+        kept = measure_before(run, subject)
+    plain = Run(outcome.run.folder, config.replace(head_epochs=0), outcome.run.provenance)
+    decoded = measure_before(plain, subject)
+    for one, other in zip(kept.hits, decoded.hits, strict=True):
+        assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=2e-3)

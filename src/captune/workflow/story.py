@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from captune import __version__
 from captune.bank import CaptionBank
+from captune.config import Config
 from captune.console import say
 from captune.data.table import CaptionTable
 from captune.device import best_device
-from captune.evaluation.embeddings import embed_images
+from captune.evaluation.embeddings import ImageEmbeddings, embed_images
 from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import classify
+from captune.features import FeatureStore
 from captune.metrics import RECALL_AT
 from captune.models import CLIPModel
 from captune.report.html import Report, ResultRow, write_report
@@ -101,15 +104,25 @@ def sample_subject(run: Run, table: CaptionTable) -> Subject:
 def measure_before(run: Run, subject: Subject) -> Before:
     """What the same towers answer before they are trained: the head is still random (seeded)."""
     model = CLIPModel.from_config(run.config, device=best_device(run.config.device)).eval()
-    precision = run.config.precision
-    embeddings = embed_images(
-        model, subject.table, precision=precision, num_workers=run.config.num_workers
-    )
+    embeddings = _embed_before(run.config, model, subject.table)
     texts = subject.table.texts()
-    bank = CaptionBank.build(texts, model.text_encoder, precision=precision)
+    bank = CaptionBank.build(texts, model.text_encoder, precision=run.config.precision)
     metrics, _ = evaluate_retrieval(model, subject.table, embeddings, bank)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     return Before(metrics, hits)
+
+
+@torch.no_grad()
+def _embed_before(config: Config, model: CLIPModel, table: CaptionTable) -> ImageEmbeddings:
+    """By the head of an untrained ``model``, from the features that stage 1 was given where there
+    was one: of the split that it validated on they are on disk."""
+    kept: dict[str, Any] = {"precision": config.precision, "num_workers": config.num_workers}
+    if not config.head_epochs:
+        return embed_images(model, table, **kept)
+    store = FeatureStore.build(table, model, **kept)
+    rows = np.flatnonzero(store.readable).astype(np.int64)
+    vectors = model.project_image(store.lookup(rows).to(model.device)).cpu()
+    return ImageEmbeddings(rows, vectors, len(table) - len(rows))
 
 
 def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
