@@ -65,7 +65,7 @@ def test_cells_have_names_of_their_own_and_sections_their_numbers(notebook: Any)
     assert all(re.fullmatch(r"[a-z][a-z-]+", cell.id) for cell in notebook.cells)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall(r"^## (\d)", text, re.MULTILINE) == list("123456789")
-    assert re.findall(r"^### (7\.\d)", text, re.MULTILINE) == ["7.1", "7.2", "7.3", "7.4"]
+    assert re.findall(r"^### (7\.\d)", text, re.MULTILINE) == ["7.1", "7.2", "7.3", "7.4", "7.5"]
 
 
 @pytest.fixture
@@ -89,7 +89,16 @@ def test_it_runs_top_to_bottom_and_shows_pictures(notebook: Any, offline: Path) 
     run(shorter, offline)
     outputs = [(cell.id, out) for cell in code_cells(shorter) for out in cell.outputs]
     pictures = [name for name, out in outputs if "image/png" in out.get("data", {})]
-    assert pictures == ["samples", "train", "recall", "search", "zero-shot", "explain", "flags"]
+    assert pictures == [
+        "samples",
+        "train",
+        "recall",
+        "search",
+        "zero-shot",
+        "accuracy",
+        "explain",
+        "flags",
+    ]
     # Red text below a cell looks like an error.
     assert [out for _, out in outputs if out.get("name") == "stderr"] == []
     assert (offline / "runs" / "demo" / "report.html").is_file()

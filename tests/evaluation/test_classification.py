@@ -191,6 +191,13 @@ def test_without_a_training_split_no_image_judges_a_probe_that_learnt_from_it() 
     assert linear_probe(own, classes, None, None, classes=4)["top1"] > 85
 
 
+def test_a_probe_of_two_classes_is_as_good_as_one_of_four() -> None:
+    features, target = separable(200, 0)
+    two = target < 2
+    found = linear_probe(features[two], target[two], None, None, classes=2)
+    assert found["top1"] > 90 and found["top5"] == 100.0
+
+
 def test_too_few_images_to_learn_from_are_refused() -> None:
     features, target = separable(4, 0)
     with pytest.raises(CaptuneError, match="4 images are too few"):

@@ -22,6 +22,7 @@ from captune.notebook.display import NotebookError
 from captune.training.fit import TrainingStopped
 from captune.training.run import Run
 from captune.workflow.train import Outcome
+from conftest import write_scene
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +200,20 @@ def test_search_labels_and_heat_maps_of_a_run(run: Path) -> None:
     heat = nb.explain(run, ["red", "blue"])
     assert [[cell.query for cell in row] for row in heat] == [["red", "blue"]] * 2
     assert nb.explain(run, "red", [1], method="gradient")[0][0].method == "gradient"
+
+
+def test_zero_shot_labels_are_held_against_known_classes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nb.zero_shot_accuracy(run) == {}  # these squares say no objects
+    assert "no labels beside these pictures" in capsys.readouterr().err
+    for square in ("red", "blue"):
+        for ground in ("black", "white", "green"):
+            write_scene(tmp_path / "pets" / square / f"{ground}.jpg", ground, square)
+    found = nb.zero_shot_accuracy(run, tmp_path / "pets")
+    assert found["images"] == 6 and "linear_probe" in found["baselines"]
+    printed = capsys.readouterr().out
+    assert f"{found['zero_shot']['top1']:.1f}" in printed and "majority" in printed
 
 
 def test_the_summary_lists_what_a_run_holds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,5 +108,7 @@ def _fill(
             # images it asks whether this is a regression. It is a probe all the same.
             warnings.simplefilter("ignore", UserWarning)
             model.fit(train_features, train_target)
-        block[:, model.classes_] = model.predict_log_proba(features)
+        found = model.decision_function(features)
+        # Of two classes scikit-learn gives one column, for the second.
+        block[:, model.classes_] = found if found.ndim == 2 else np.stack([-found, found], axis=1)
     scores[rows] = block

@@ -41,6 +41,7 @@ _HOMES = {
     "search": "captune.notebook.steps",
     "zero_shot": "captune.notebook.steps",
     "explain": "captune.notebook.steps",
+    "zero_shot_accuracy": "captune.notebook.classes",
 }
 
 __all__ = sorted(_HOMES)

@@ -38,6 +38,8 @@ CONTENTS = {
     "retrieval": "answers to queries",
     "before_after": "the first query's pictures before training and after",
     "zero_shot": "zero-shot labels",
+    "classification": "how often they are right, on labelled pictures: page and numbers",
+    "confusion": "which classes are taken for which",
     "report": "the page with all of it: opens in any browser, offline",
     "checkpoints": "the weights that stage 2 started from, and of epochs where they are kept",
     "seen_images.parquet": "which images it was trained and chosen on",

@@ -91,7 +91,7 @@ def show_recall(run: Run | str, split: str = "", *, own: OwnTowers | None = None
         The metrics object, which is also written to the run's ``metrics{suffix}.json``.
     """
     folder = run_folder(run)
-    split = split or _held_out(Run.open(folder))
+    split = split or held_out(Run.open(folder))
     result = evaluate(str(folder), split=split, own=own)
     chance = chance_metrics(result["images"], result["captions"])
     where = f"{result['data']} {split}: {result['images']:,} images"
@@ -194,7 +194,7 @@ def explain(
     return rows
 
 
-def _held_out(run: Run) -> str:
+def held_out(run: Run) -> str:
     """A split for the end, where the data has one; else the validation split."""
     source, val = run.source(), run.provenance.val_split
     if val == "karpathy-val":
@@ -207,7 +207,7 @@ def _open(run: Run | str, split: str, own: OwnTowers | None) -> tuple[Opened, Su
     """The model of a run, and what there is to ask of the split."""
     opened = open_model(str(run_folder(run)), own)
     assert opened.run is not None
-    table: CaptionTable = opened.run.source().table(split or _held_out(opened.run))
+    table: CaptionTable = opened.run.source().table(split or held_out(opened.run))
     data = Path(opened.run.provenance.data)
     if (data / "demo.json").is_file():
         return opened, demo_subject(opened.run.folder, data, table)
