@@ -46,7 +46,17 @@ def test_help_answers_in_under_half_a_second() -> None:
             [sys.executable, "-m", "captune", "--help"], capture_output=True, text=True, check=True
         )
         seconds.append(time.perf_counter() - start)
-        kinds = {"demo", "train", "evaluate", "blend", "search", "classify", "zeroshot", "data"}
+        kinds = {
+            "demo",
+            "train",
+            "evaluate",
+            "blend",
+            "search",
+            "classify",
+            "zeroshot",
+            "bench",
+            "data",
+        }
         assert kinds <= set(re.findall(r"^ {4}(\w+)", answer.stdout, re.MULTILINE))
         if seconds[-1] < 0.4:
             break
@@ -308,6 +318,19 @@ def test_zeroshot_prints_the_table_of_its_file_and_one_json_object(
     found = json.loads(capsys.readouterr().out)
     assert found["zero_shot"] == stated["zero_shot"]
     assert set(found["baselines"]) == {"chance", "majority"}
+
+
+def test_bench_prints_parts_speeds_and_advice(
+    squares: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", str(squares), "--steps", "2", *tiny]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for part in ("copy", "forward and loss", "backward", "optimiser", "a step"):
+        assert re.search(rf"^{part} +[\d.]+ ms", printed, re.MULTILINE)
+    assert re.search(r"^from disk at \d\.\d\d of the speed from memory$", printed, re.MULTILINE)
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
 
 
 def test_templates_of_the_command_line_replace_the_usual_ones(

@@ -237,6 +237,34 @@ def _print_classes(metrics: dict[str, Any]) -> None:
         print(f"  {row['class']} called {row['called']}: {images}")
 
 
+def bench(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.bench import bench
+
+    found = bench(
+        arguments.data,
+        config=Config.from_mapping(overrides),
+        options=_table_options(arguments),
+        steps=arguments.steps,
+    )
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    print(
+        f"{found['config']}\n{found['device']} ({found['machine']}, {found['threads']} threads), "
+        f"{found['precision']}, batches of {found['batch_size']}, {found['workers']} workers\n"
+    )
+    whole = sum(found["step"].values())
+    for name, seconds in found["step"].items():
+        print(f"{name:18}{1e3 * seconds:9.1f} ms{100 * seconds / whole:7.1f} %")
+    print(f"{'a step':18}{1e3 * whole:9.1f} ms\n\nimages a second")
+    for name, rate in found["images_per_second"].items():
+        print(f"  {name:24}{rate:9.1f}")
+    print(f"\nfrom disk at {found['share_of_ceiling']:.2f} of the speed from memory")
+    for words in found["advice"]:
+        print(f"  {words}")
+    return 0
+
+
 def _table_options(arguments: argparse.Namespace) -> Any:
     from captune.data.tabular import TableOptions
 

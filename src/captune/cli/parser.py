@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_search,
         _add_classify,
         _add_zeroshot,
+        _add_bench,
         _add_data,
     ):
         add(subparsers)
@@ -202,6 +203,21 @@ def _add_zeroshot(subparsers: Any) -> None:
     _add_own_towers(parser)
     _add_table_options(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+
+def _add_bench(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "bench",
+        commands.bench,
+        "where a training step's time goes on this machine, and what would make it faster",
+        epilog=_config_help(),
+    )
+    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument("--steps", type=int, default=8, help="steps timed each way (default 8)")
+    _add_table_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(takes_config=True)
 
 
 def _add_data(subparsers: Any) -> None:

@@ -20,6 +20,7 @@ from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
 from captune.training.checkpoints import keep_epoch, keep_stage
 from captune.training.criteria import make_criterion, remember_temperature, temperature_of
+from captune.training.optimizer import make_optimizer
 from captune.training.run import Provenance, Run, free_name
 from captune.training.schedule import (
     finished,
@@ -140,27 +141,17 @@ class _Fit:
         """Make optimiser and schedule of a stage; both start afresh in each."""
         self.stage = stage
         self.watchdog = Watchdog()  # losses of two stages cannot be compared
-        groups = stage.groups(self.model, self.criterion)
-        # One pass over the parameters in place of a dozen. Not where gradients are scaled: a fused
-        # step that meets an infinite one leaves it out unseen, and the schedule would go on.
-        fused = self.accelerator.device.type in ("cpu", "cuda") and self.accelerator.scaler is None
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=stage.learning_rate,
-            weight_decay=self.run.config.weight_decay,
-            fused=fused,
-        )
-        total = stage.steps
-        scheduler = warmup_cosine(
-            optimizer, warmup_steps=self.run.config.warmup_steps, total_steps=total
-        )
         # fp16 unscales gradients for each optimiser it knows: the head's twice in stage 2.
         self.accelerator.free_memory()
-        prepared = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        config = self.run.config
+        optimizer = make_optimizer(stage, self.model, self.criterion, self.accelerator, config)
+        scheduler = warmup_cosine(
+            optimizer.optimizer, warmup_steps=config.warmup_steps, total_steps=stage.steps
+        )
         self.parts = TrainingParts(
             self.model,
             self.criterion,
-            prepared,
+            optimizer,
             scheduler,
             self.accelerator,
             self.average.model if self.average else None,

@@ -1,0 +1,291 @@
+"""bench: where a training step's time goes on this machine, and what would make it faster."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from captune import __version__
+from captune.config import Config
+from captune.data.dataset import COCOClipDataset, DrawKey
+from captune.data.photos import open_image
+from captune.data.pixels import UnreadableImageError
+from captune.data.sources import open_source
+from captune.data.table import CaptionTable
+from captune.data.tabular import TableOptions
+from captune.device import autocast, best_device, has_native_bf16, loader_workers
+from captune.encoders.layers import freeze_batch_norm
+from captune.errors import CaptuneError
+from captune.models import CLIPModel
+from captune.training.criteria import make_criterion
+from captune.training.loader import Batch
+from captune.training.optimizer import make_optimizer
+from captune.training.stages import Plan, Stage
+from captune.training.steps import make_accelerator, train_step
+
+VERSION = 1
+WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
+DECODED = 64  # photos that one process decodes
+ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
+PARTS = ("copy", "forward and loss", "backward", "optimiser")
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the seconds of named calls; the device is waited for before and after each."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def now(self) -> float:
+        """The clock, when all that the device was given is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, timed under ``name``."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = self.now()
+            result = function(*args, **kwargs)
+            self.seconds[name] += self.now() - began
+            return result
+
+        return timed
+
+
+class _Watched:
+    """An object of which some methods are timed."""
+
+    def __init__(self, inner: Any, watch: Stopwatch, names: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._watch = watch
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return self._watch.around(self._names[name], found) if name in self._names else found
+
+
+def bench(
+    data: str, *, config: Config, options: TableOptions | None = None, steps: int = 8
+) -> dict[str, Any]:
+    """Train for some steps of stage 2 from memory and from disk, and time what they are made of.
+
+    Nothing is kept. The ceiling is the same step on a batch that lies in memory.
+
+    Args:
+        data: as for training; a random part of it is read.
+        config: towers, batch size, precision, workers.
+        options: columns of a table.
+        steps: how many are timed in each way.
+
+    Returns:
+        A JSON object: ``images_per_second`` (``from memory``, ``from disk``, ``decoded by the
+        workers``, ``decoded by one process``, ``features``: forward alone), ``share_of_ceiling``,
+        ``step`` (seconds of each part), ``photo`` (mean width and height), ``advice`` and what
+        the machine is.
+
+    Raises:
+        CaptuneError: no data there, or too little for the steps.
+    """
+    if steps < 1:
+        raise CaptuneError(f"at least one step must be timed, found steps={steps}")
+    config = config.replace(freeze_backbone=False, log_with="none")
+    source = open_source(data, options)
+    table = _sample(source.table(config.train_split), config, steps)
+    torch.manual_seed(config.seed)
+    model = CLIPModel.from_config(config, device=best_device(config.device))
+    stage = Plan(model, table, table, config).stage_of(config.head_epochs)
+    job = _Job(model, stage, config)
+    with tqdm(total=4, desc="measuring", unit="part", leave=False) as bar:
+        alone = _decode_alone(stage.train_loader.dataset, config)
+        bar.update()
+        decoded, batch = job.decode()
+        bar.update()
+        parts, memory, features = job.from_memory(batch, steps)
+        bar.update()
+        disk = job.from_disk()
+        bar.update()
+    found = {
+        "format_version": VERSION,
+        "data": table.name,
+        "config": config.describe(),
+        "batch_size": len(batch.images),
+        "steps": steps,
+        "images_per_second": {
+            "from memory": memory,
+            "from disk": disk,
+            "decoded by the workers": decoded,
+            "decoded by one process": alone,
+            "features": features,
+        },
+        "share_of_ceiling": disk / memory,
+        "step": parts,
+        "photo": _mean_size(table),
+        "workers": loader_workers(config.num_workers),
+        "precision": job.precision,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "versions": f"captune {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+    return {**found, "advice": advice(found, model)}
+
+
+def _sample(table: CaptionTable, config: Config, steps: int) -> CaptionTable:
+    """Random images for all steps, each read once."""
+    wanted = config.batch_size * (steps + WARM_UP)
+    if len(table) < 2 * config.batch_size:
+        raise CaptuneError(
+            f"{table.describe()} has fewer than two batches of {config.batch_size} images: take a "
+            "smaller batch_size"
+        )
+    rows = np.random.default_rng(config.seed).permutation(len(table))[:wanted]
+    return table.take_images(rows)
+
+
+class _Job:
+    """The objects of stage 2, as training makes them."""
+
+    def __init__(self, model: CLIPModel, stage: Stage, config: Config) -> None:
+        self.model, self.stage, self.config = model, stage, config
+        self.accelerator = make_accelerator(config)
+        self.precision = {"no": "fp32"}.get(
+            self.accelerator.mixed_precision, self.accelerator.mixed_precision
+        )
+        self.criterion = make_criterion(config, model.dimension)
+        if isinstance(self.criterion, torch.nn.Module):
+            self.criterion.to(self.accelerator.device)
+        self.optimizer = make_optimizer(stage, model, self.criterion, self.accelerator, config)
+        model.train()
+        if config.freeze_batch_norm:
+            freeze_batch_norm(model.image_encoder)
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.stage.train_loader.batches(self.config.head_epochs)  # type: ignore[no-any-return]
+
+    def _step(self, batch: Batch, watch: Stopwatch) -> None:
+        began = watch.now()
+        inputs = batch.inputs.to(self.model.device)
+        watch.seconds["copy"] += watch.now() - began
+        train_step(
+            self.model,
+            batch._replace(inputs=inputs),
+            self.criterion,
+            _Watched(self.optimizer, watch, {"step": "optimiser", "zero_grad": "optimiser"}),  # type: ignore[arg-type]
+            _Watched(
+                self.accelerator, watch, {"backward": "backward", "clip_grad_norm_": "optimiser"}
+            ),
+            self.config,
+        )
+        watch.seconds["whole"] += watch.now() - began
+
+    def decode(self) -> tuple[float, Batch]:
+        """Images a second that the loader's workers give, nothing else going on; and a batch."""
+        rate = _Rate()
+        for batch in self._batches():
+            rate.add(len(batch.images))
+        return rate.value, batch
+
+    def from_memory(self, batch: Batch, steps: int) -> tuple[dict[str, float], float, float]:
+        """Seconds of each part of a step, images a second of it, and of forward alone."""
+        for _ in range(WARM_UP):
+            self._step(batch, Stopwatch(self.model.device))
+        watch = Stopwatch(self.model.device)
+        for _ in range(steps):
+            self._step(batch, watch)
+        seconds = {name: total / steps for name, total in watch.seconds.items()}
+        whole = seconds.pop("whole")
+        seconds["forward and loss"] = whole - sum(seconds.values())
+        forward = Stopwatch(self.model.device)
+        with torch.no_grad(), autocast(self.model.device, self.precision):
+            inputs = batch.inputs.to(self.model.device)
+            for _ in range(steps):
+                forward.around("forward", self.model.pooled_features)(inputs)
+        features = len(batch.images) * steps / forward.seconds["forward"]
+        return {name: seconds[name] for name in PARTS}, len(batch.images) / whole, features
+
+    def from_disk(self) -> float:
+        """Images a second of training as it is."""
+        rate, watch = _Rate(), Stopwatch(self.model.device)
+        for batch in self._batches():
+            self._step(batch, watch)
+            rate.add(len(batch.images))
+        return rate.value
+
+
+class _Rate:
+    """Images a second after the first batch, in which workers start."""
+
+    def __init__(self) -> None:
+        self.value = float("nan")
+        self._images = 0
+        self._began: float | None = None
+
+    def add(self, images: int) -> None:
+        """Note a batch that is there now."""
+        now = time.perf_counter()
+        if self._began is None:
+            self._began = now
+            return
+        self._images += images
+        self.value = self._images / (now - self._began)
+
+
+def _decode_alone(dataset: COCOClipDataset, config: Config) -> float:
+    """Images a second that one process decodes, crops and resizes."""
+    began = time.perf_counter()
+    done = 0
+    for row in range(min(DECODED, len(dataset))):
+        try:
+            dataset[DrawKey(row, 0, config.seed)]
+        except UnreadableImageError:
+            continue
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+def _mean_size(table: CaptionTable) -> list[float]:
+    """Mean width and height of some photos, from their heads."""
+    sizes = []
+    for row in range(min(DECODED, len(table))):
+        try:
+            with open_image(table.path(row)) as image:
+                sizes.append(image.size)
+        except Exception:  # whatever Pillow raises on what is no photo
+            continue
+    return [float(side) for side in np.mean(sizes, axis=0)] if sizes else [0.0, 0.0]
+
+
+def advice(found: Mapping[str, Any], model: CLIPModel) -> list[str]:
+    """What would make training faster, in plain words."""
+    speed, share = found["images_per_second"], found["share_of_ceiling"]
+    said = []
+    if share < ENOUGH:
+        lost = f"{100 * (1 - share):.0f} % of the time goes into waiting for photos"
+        side = model.preprocess.image_size
+        if min(found["photo"]) > 1.5 * side:
+            said.append(
+                f"{lost}, which are {found['photo'][0]:.0f} x {found['photo'][1]:.0f} where the "
+                f"model sees {side}: store them smaller once"
+            )
+        elif speed["decoded by the workers"] < speed["from memory"]:
+            said.append(f"{lost}: {found['workers']} workers decode too slowly, take more of them")
+        else:
+            said.append(f"{lost}: the workers take cores from the step")
+    if found["precision"] == "fp32" and has_native_bf16(model.device):
+        said.append("this machine computes in bf16, which is faster: precision=auto")
+    if found["precision"] == "fp32" and model.device.type == "cuda":
+        said.append("this card computes faster in half precision: precision=auto")
+    return said or ["nothing waits for photos: the model's own arithmetic is the limit"]

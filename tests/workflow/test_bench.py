@@ -1,0 +1,116 @@
+"""bench: parts that add up, a slow disk that is noticed, advice that follows from the figures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captune.config import Config
+from captune.data import dataset as dataset_module
+from captune.errors import CaptuneError
+from captune.models import CLIPModel
+from captune.workflow.bench import PARTS, Stopwatch, advice, bench
+from conftest import write_scene
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Config:
+    return tiny_config.replace(batch_size=4)
+
+
+def test_every_part_takes_its_time_and_they_make_up_the_step(coco: Path, config: Config) -> None:
+    found = bench(str(coco), config=config, steps=3)
+    assert tuple(found["step"]) == PARTS
+    assert all(seconds > 0 for seconds in found["step"].values())
+    whole = sum(found["step"].values())
+    speed = found["images_per_second"]
+    assert speed["from memory"] == pytest.approx(4 / whole)
+    assert found["share_of_ceiling"] == pytest.approx(speed["from disk"] / speed["from memory"])
+    assert all(rate > 0 for rate in speed.values())
+    assert speed["features"] > speed["from memory"]  # forward alone
+    assert found["photo"] == [40.0, 40.0] and found["format_version"] == 1
+
+
+def test_a_slow_disk_is_the_finding(
+    coco: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = dataset_module.load_image
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.05)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(dataset_module, "load_image", slow)
+    found = bench(str(coco), config=config, steps=3)
+    assert found["images_per_second"]["decoded by one process"] < 20
+    assert found["share_of_ceiling"] < 0.5
+    assert "goes into waiting for photos" in found["advice"][0]
+
+
+def test_a_stopwatch_adds_up_calls_by_name() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    nap = watch.around("nap", lambda seconds: time.sleep(seconds) or "rested")
+    assert [nap(0.01), nap(0.02)] == ["rested", "rested"]
+    assert 0.03 <= watch.seconds["nap"] < 0.3
+
+
+@pytest.fixture
+def model(tiny_clip: Path) -> CLIPModel:
+    return CLIPModel.zero_shot(str(tiny_clip))
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    speed = {"from memory": 100.0, "decoded by the workers": 300.0}
+    base = {
+        "images_per_second": speed,
+        "share_of_ceiling": 0.6,
+        "photo": [40.0, 40.0],
+        "workers": 2,
+        "precision": "bf16",
+    }
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"share_of_ceiling": 0.97}, "nothing waits for photos"),
+        ({}, "40 % of the time goes into waiting for photos: the workers take cores"),
+        ({"photo": [640.0, 480.0]}, "which are 640 x 480 where the model sees 32"),
+        (
+            {"images_per_second": {"from memory": 100.0, "decoded by the workers": 50.0}},
+            "2 workers decode too slowly",
+        ),
+    ],
+)
+def test_advice_follows_from_the_figures(
+    changes: dict[str, Any], words: str, model: CLIPModel
+) -> None:
+    (said,) = advice(figures(**changes), model)
+    assert words in said
+
+
+def test_a_machine_that_computes_in_bf16_is_told_so(
+    model: CLIPModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for able in (True, False):
+        monkeypatch.setattr("captune.workflow.bench.has_native_bf16", lambda _, able=able: able)
+        said = advice(figures(precision="fp32", share_of_ceiling=1.0), model)
+        assert (said == ["this machine computes in bf16, which is faster: precision=auto"]) is able
+
+
+def test_too_few_images_for_two_batches_are_refused(coco: Path, config: Config) -> None:
+    with pytest.raises(CaptuneError, match=r"fewer than two batches of 16 images"):
+        bench(str(coco), config=config.replace(batch_size=16))
+    with pytest.raises(CaptuneError, match="steps=0"):
+        bench(str(coco), config=config, steps=0)
+
+
+def test_an_unreadable_photo_does_not_end_it(coco: Path, config: Config) -> None:
+    sorted((coco / "train2014").iterdir())[3].write_bytes(b"no picture")
+    write_scene(coco / "train2014" / "more.jpg", "red", "blue")
+    assert bench(str(coco), config=config, steps=2)["images_per_second"]["from disk"] > 0
