@@ -431,6 +431,12 @@ def test_an_unknown_key_option_or_choice_is_refused_with_the_nearest_name(
     assert error.startswith("captune: error: ") and f"did you mean {right!r}?" in error
 
 
+def test_an_argument_without_dashes_is_not_proposed_as_an_option() -> None:
+    with pytest.raises(CaptuneError, match="no option '--data'") as raised:
+        overrides("evaluate", "runs/x", "--data", "x")
+    assert "mean '--data'" not in str(raised.value)
+
+
 def test_a_command_that_trains_nothing_takes_no_config_values() -> None:
     with pytest.raises(
         CaptuneError, match="captune evaluate takes no config values: 'batch_size=4'"

@@ -60,7 +60,9 @@ def parse_overrides(rest: Sequence[str], arguments: argparse.Namespace) -> dict[
         if not word.startswith("--") and not equals:
             raise CaptuneError(f"unexpected word {word!r}; config values are written key=value")
         if word.startswith("--") and not (arguments.takes_config and key in FIELDS):
-            hint = nearest(f"--{key.replace('_', '-')}", _options(arguments))
+            wanted = f"--{key.replace('_', '-')}"
+            # An argument without dashes, such as DATA, is no option of that name.
+            hint = nearest(wanted, [name for name in _options(arguments) if name != wanted])
             raise CaptuneError(f"captune {arguments.command} has no option {word!r}{hint}")
         if not arguments.takes_config:
             raise CaptuneError(f"captune {arguments.command} takes no config values: {word!r}")
