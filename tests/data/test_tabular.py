@@ -97,6 +97,17 @@ def test_without_a_split_a_tenth_of_the_images_is_held_out(photos: Path) -> None
     assert len(train) + len(val) == 40 == len(source.table("all"))
 
 
+def test_a_table_too_small_for_the_draw_holds_one_image_out_and_does_not_train_on_it(
+    photos: Path,
+) -> None:
+    names = [f"photos/{i}.jpg" for i in range(40) if image_id(f"photos/{i}.jpg") % 10][:3]
+    text = "image,caption\n" + "\n".join(f"{name},c" for name in names)
+    source = open_source(csv(photos, text))
+    train, val = source.table("train"), source.table("val")
+    assert val.file_keys() == [min(names, key=image_id)]
+    assert set(train.file_keys()) == set(names) - set(val.file_keys())
+
+
 def test_the_held_out_images_stay_when_the_table_grows(photos: Path) -> None:
     rows = [f"photos/{i}.jpg,c" for i in range(40)]
     small = open_source(csv(photos, "image,caption\n" + "\n".join(rows[:25]), "small.csv"))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captune.console import say, some
 from captune.errors import CaptuneError
@@ -57,21 +58,34 @@ class CaptionTable:
     ) -> CaptionTable:
         """A table from ``(image_id, file_name, path)`` and ``(caption_id, caption, image row)``.
 
-        Empty captions and images left without any are dropped, and counted aloud.
+        Captions lose the space around them. Empty ones and images left without any are dropped,
+        and counted aloud.
 
         Raises:
             CaptuneError: nothing remains.
         """
-        image_rows, caption_rows = list(images), list(captions)
-        kept = [row for row in caption_rows if row[1].strip()]
-        if len(kept) < len(caption_rows):
-            say(f"{name} {split}: {len(caption_rows) - len(kept)} empty captions left out")
-        table = cls(_image_columns(image_rows), _caption_columns(kept), name, split)
-        if not kept:
-            raise CaptuneError(f"{name} {split}: no captions found for {len(image_rows)} images")
+        return cls.from_columns(_image_columns(images), _caption_columns(captions), name, split)
+
+    @classmethod
+    def from_columns(
+        cls, images: pa.Table, captions: pa.Table, name: str, split: str
+    ) -> CaptionTable:
+        """From columns as the attributes have them; what is dropped is as for :meth:`build`.
+
+        Raises:
+            CaptuneError: nothing remains.
+        """
+        told = pc.not_equal(captions["caption"], "")
+        kept = captions if pc.all(told).as_py() else captions.filter(told)
+        if kept.num_rows < captions.num_rows:
+            empty = captions.num_rows - kept.num_rows
+            say(f"{name} {split}: {empty} empty captions left out")
+        if not kept.num_rows:
+            raise CaptuneError(f"{name} {split}: no captions found for {images.num_rows} images")
+        table = cls(images, kept, name, split)
         captioned = table.caption_counts > 0
         if not captioned.all():
-            bare = [image_rows[row][1] for row in np.flatnonzero(~captioned)]
+            bare = [table.file_name(int(row)) for row in np.flatnonzero(~captioned)]
             say(f"{name} {split}: {len(bare)} images without a caption left out: {some(bare)}")
             table = table.take_images(np.flatnonzero(captioned))
         return table
@@ -152,8 +166,10 @@ class CaptionTable:
         """A hash of file names, captions and who belongs to whom, in order: names the split."""
         state = hashlib.blake2b(digest_size=16)
         for column in (self.images["file_name"], self.captions["caption"]):
-            for text in column.to_pylist():
-                state.update(text.encode("utf-8") + b"\0")
+            for chunk in column.chunks:  # not all strings at once
+                for start in range(0, len(chunk), 65_536):
+                    texts = chunk[start : start + 65_536].to_pylist()
+                    state.update("".join(f"{text}\0" for text in texts).encode("utf-8"))
         state.update(self.image_of_caption.astype("<i8").tobytes())
         return state.hexdigest()
 
@@ -173,19 +189,21 @@ class CaptionTable:
         )
 
 
-def _image_columns(rows: list[tuple[int, str, Path]]) -> pa.Table:
+def _image_columns(rows: Iterable[tuple[int, str, Path]]) -> pa.Table:
+    listed = list(rows)
     columns: dict[str, Any] = {
-        "image_id": pa.array([row[0] for row in rows], pa.int64()),
-        "file_name": pa.array([row[1] for row in rows], pa.string()),
-        "path": pa.array([str(row[2]) for row in rows], pa.string()),
+        "image_id": pa.array([row[0] for row in listed], pa.int64()),
+        "file_name": pa.array([row[1] for row in listed], pa.string()),
+        "path": pa.array([str(row[2]) for row in listed], pa.string()),
     }
     return pa.table(columns)
 
 
-def _caption_columns(rows: list[tuple[int, str, int]]) -> pa.Table:
+def _caption_columns(rows: Iterable[tuple[int, str, int]]) -> pa.Table:
+    listed = list(rows)
     columns: dict[str, Any] = {
-        "caption_id": pa.array([row[0] for row in rows], pa.int64()),
-        "caption": pa.array([row[1].strip() for row in rows], pa.string()),
-        "image": pa.array([row[2] for row in rows], pa.int64()),
+        "caption_id": pa.array([row[0] for row in listed], pa.int64()),
+        "caption": pa.array([row[1].strip() for row in listed], pa.string()),
+        "image": pa.array([row[2] for row in listed], pa.int64()),
     }
     return pa.table(columns)

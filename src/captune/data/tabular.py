@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
 from captune.console import say, some
+from captune.data.rowset import RowSet
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError, nearest
 
@@ -26,6 +30,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence", "descript
 SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
 
 ALL = "all"
+BATCH = 65_536  # rows that are Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,17 @@ class TableSource:
         self.name = path.stem
 
     @cached_property
-    def _rows(self) -> list[tuple[str, list[str], str]]:
-        """``(image, captions, split)`` of every row; split is ``""`` without a column."""
-        return read_rows(self.path, self.options)
+    def _rows(self) -> RowSet:
+        return RowSet.gather(read_rows(self.path, self.options))
 
     @property
     def _has_split_column(self) -> bool:
-        return any(split for _, _, split in self._rows)
+        return any(self._rows.splits)
 
     @property
     def splits(self) -> list[str]:
         """The names that :meth:`table` takes here."""
-        own = {split for _, _, split in self._rows if split}
+        own = {split for split in self._rows.splits if split}
         return [*sorted(own | {"train", "val"}), ALL]
 
     @property
@@ -120,50 +124,78 @@ class TableSource:
             return _renamed(other.table(ALL), self.name, "val")
         if split not in self.splits:
             raise CaptuneError(f"no split {split!r} in {self.path}{nearest(split, self.splits)}")
-        chosen = [row for row in self._rows if self._belongs(row, split)]
-        if not chosen and split == "val" and not self._has_split_column and self._rows:
-            # A table too small for the hash to pick anything still validates on something.
-            smallest = min(self._rows, key=lambda row: image_id(row[0]))[0]
-            chosen = [row for row in self._rows if row[0] == smallest]
-        if not chosen:
+        keep = self._belonging(split)
+        if not keep.any():
             raise CaptuneError(f"{self.path} has no rows in split {split!r}: give --val FILE")
-        return self._build(chosen, split)
+        return self._build(keep, split)
 
-    def _belongs(self, row: tuple[str, list[str], str], split: str) -> bool:
-        image, _, own_split = row
-        if split == ALL or (split == "train" and self.options.val and not own_split):
-            return True
+    def _belonging(self, split: str) -> npt.NDArray[np.bool_]:
+        """``(R,)``: the rows of a split."""
+        rows = self._rows
+        if split == ALL:
+            return np.ones(len(rows), dtype=np.bool_)
         if self._has_split_column:
-            return own_split == split
-        return (split == "val") == (image_id(image) % 10 == 0)
+            keep = rows.of_split(split)
+        else:
+            ids = np.array([image_id(name) for name in rows.images])
+            drawn = ids % 10 == 0
+            if not drawn.any():
+                drawn[ids.argmin()] = True  # a table too small for the hash to pick anything
+            keep = drawn[rows.image_of_row] == (split == "val")
+        if split == "train" and self.options.val:
+            keep |= rows.of_split("")
+        return keep
 
-    def _build(self, rows: list[tuple[str, list[str], str]], split: str) -> CaptionTable:
-        row_of_image: dict[str, int] = {}
-        captions: list[tuple[int, str, int]] = []
-        for image, texts, _ in rows:
-            row = row_of_image.setdefault(image, len(row_of_image))
-            captions += [(len(captions) + i, text, row) for i, text in enumerate(texts)]
-        link = next(filter(is_link, row_of_image), None)
+    def _build(self, keep: npt.NDArray[np.bool_], split: str) -> CaptionTable:
+        places, captions, owner = self._rows.chosen(keep)
+        names = [self._rows.images[place] for place in places]
+        link = next(filter(is_link, names), None)
         if link:
             raise CaptuneError(
                 f"{self.path} names images by links, such as {link}: fetch them with `captune data "
                 f"table {self.path}`, then train on the captions.parquet that it writes"
             )
-        images = [(image_id(n), n, self.path.parent / n) for n in row_of_image]
-        absent = [name for _, name, path in images if not path.is_file()]
-        if len(absent) == len(images):
+        paths = [os.path.join(self.path.parent, name) for name in names]
+        there = present(paths)
+        absent = [name for name, found in zip(names, there, strict=True) if not found]
+        if len(absent) == len(names):
             raise CaptuneError(
-                f"none of the {len(images):,} images of {self.path} is there (looked for "
+                f"none of the {len(names):,} images of {self.path} is there (looked for "
                 f"{self.path.parent / absent[0]}): paths start at the table's folder"
             )
-        table = CaptionTable.build(images, captions, name=self.name, split=split)
+        images = {
+            "image_id": pa.array([image_id(name) for name in names], pa.int64()),
+            "file_name": pa.array(names, pa.string()),
+            "path": pa.array(paths, pa.string()),
+        }
+        columns = {
+            "caption_id": pa.array(np.arange(len(owner), dtype=np.int64)),
+            "caption": captions,
+            "image": pa.array(owner),
+        }
+        table = CaptionTable.from_columns(pa.table(images), pa.table(columns), self.name, split)
         if absent:
             say(f"{self.name} {split}: {len(absent):,} images are not there: {some(absent)}")
             gone = set(absent)
-            table = table.take_images(
-                [row for row in range(len(table)) if table.file_name(row) not in gone]
-            )
+            kept = [name not in gone for name in table.images["file_name"].to_pylist()]
+            table = table.take_images(np.flatnonzero(kept))
         return table
+
+
+def present(paths: Sequence[str]) -> list[bool]:
+    """Which files are there: folders are listed once, which is far quicker than to ask for each."""
+    listed: dict[str, set[str]] = {}
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+            except OSError:
+                listed[folder] = set()
+        # Where case does not matter a listing may spell it otherwise.
+        found.append(name in listed[folder] or os.path.isfile(path))
+    return found
 
 
 def image_id(name: str) -> int:
@@ -181,7 +213,7 @@ def is_link(image: str) -> bool:
     return image.lower().startswith(("http://", "https://"))
 
 
-def read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], str]]:
+def read_rows(path: Path, options: TableOptions) -> Iterator[tuple[str, list[str], str]]:
     """Every row's image (a path or a link), captions and split; ``options.val`` plays no part.
 
     Raises:
@@ -191,7 +223,7 @@ def read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], s
     columns = {name.lower(): name for name in table.column_names}
     image = _column(path, columns, options.image_column, IMAGE_COLUMNS, "image", "--image-column")
     if options.caption:
-        caption_of = _template(path, options.caption, table.column_names)
+        caption_of, wanted = _template(path, options.caption, table.column_names)
     else:
         named = options.caption_columns or (
             _column(path, columns, "", CAPTION_COLUMNS, "caption", "--caption-column"),
@@ -199,18 +231,20 @@ def read_rows(path: Path, options: TableOptions) -> list[tuple[str, list[str], s
         wanted = [_column(path, columns, n, (), "caption", "--caption-column") for n in named]
         caption_of = _caption_reader(wanted)
     split = columns.get("split")
-    rows = []
-    for row in table.to_pylist():
-        if row[image] in (None, ""):
-            continue
-        name = str(row[image]).strip()
-        if not is_link(name):
-            name = posixpath.normpath(str(row[image]).replace("\\", "/"))
-        own_split = str(row[split] or "").lower() if split else ""
-        rows.append((name, caption_of(row), SPLIT_NAMES.get(own_split, own_split)))
-    if not rows:
+    needed = dict.fromkeys([image, *wanted, *([split] if split else [])])
+    some_row = False
+    for batch in table.select(list(needed)).to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():
+            if row[image] in (None, ""):
+                continue
+            name = str(row[image]).strip()
+            if not is_link(name):
+                name = posixpath.normpath(str(row[image]).replace("\\", "/"))
+            own_split = str(row[split] or "").lower() if split else ""
+            some_row = True
+            yield name, caption_of(row), SPLIT_NAMES.get(own_split, own_split)
+    if not some_row:
         raise CaptuneError(f"{path} holds no rows with an image in column {image!r}")
-    return rows
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -259,8 +293,11 @@ def _caption_reader(columns: list[str]) -> Callable[[dict[str, Any]], list[str]]
     return read
 
 
-def _template(path: Path, template: str, names: list[str]) -> Callable[[dict[str, Any]], list[str]]:
-    """Captions written from a template. Only ``{column}`` is replaced: no code, no formats."""
+def _template(
+    path: Path, template: str, names: list[str]
+) -> tuple[Callable[[dict[str, Any]], list[str]], list[str]]:
+    """Captions written from a template, and the columns that it names. Only ``{column}`` is
+    replaced: no code, no formats."""
     pattern = re.compile(r"\{([^{}]+)\}")
     wanted = pattern.findall(template)
     for name in wanted:
@@ -277,4 +314,4 @@ def _template(path: Path, template: str, names: list[str]) -> Callable[[dict[str
         )
         return [filled]
 
-    return read
+    return read, wanted

@@ -105,7 +105,7 @@ def convert_table(
         raise CaptuneError(f"no table at {table}")
     if table.suffix.lower() not in TABLE_SUFFIXES:
         raise CaptuneError(f"{table} is no table that captune reads: {', '.join(TABLE_SUFFIXES)}")
-    rows = read_rows(table, options or TableOptions())
+    rows = list(read_rows(table, options or TableOptions()))
     if shrink and not any(is_link(image) for image, _, _ in rows):
         raise CaptuneError(f"--shrink is for images behind links; {table} names none")
     root = Path(out).expanduser() if out else Path("data") / table.stem
