@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from captune.bank import CaptionBank
 from captune.config import Config
+from captune.data.augment import colour_factors, jitter_colours
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.image import Features
@@ -25,13 +26,14 @@ from captune.losses import Criterion, InfoNCELoss
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.training import fit as fit_module
+from captune.training import steps as steps_module
 from captune.training.chunks import even_slices
 from captune.training.criteria import make_criterion
 from captune.training.fit import TrainingStopped, fit
 from captune.training.loader import Batch, make_loader
 from captune.training.mixing import Mix, draw_mix
 from captune.training.run import Run
-from captune.training.steps import make_accelerator, train_step, validate
+from captune.training.steps import make_accelerator, train_epoch, train_step, validate
 
 Tables = tuple[CaptionTable, CaptionTable]
 IMAGES, CAPTIONS, CHUNK = 8, 24, 3  # chunks of 2, 3 and 3
@@ -338,6 +340,39 @@ def test_validation_is_cut_too(
     chunked = validate(model, loader, InfoNCELoss(), best.replace(chunk_size=CHUNK))
     assert seen == [2, 3, 3]
     assert flat(chunked) == pytest.approx(flat(plain), rel=1e-5)
+
+
+def test_colours_vary_as_in_the_batch_at_once(
+    tables: Tables, best: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image's own; a whole batch of floats, which jittering needs, would take its memory."""
+    config = best.replace(colour_jitter=0.4, chunk_size=CHUNK)
+    model = training_model(config)
+    bank = CaptionBank.build(tables[0].texts(), model.text_encoder, precision="fp32")
+    loader = make_loader(COCOClipDataset(table=tables[0], image_size=32), bank, config)
+    jittered: list[int] = []
+    seen: list[Tensor] = []
+
+    def jitter(pixels: Tensor, factors: Tensor) -> Tensor:
+        jittered.append(len(pixels))
+        return jitter_colours(pixels, factors)
+
+    def pooled(pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return real(pixels)
+
+    real = model.pooled_features
+    monkeypatch.setattr(steps_module, "jitter_colours", jitter)
+    monkeypatch.setattr(model, "pooled_features", pooled)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_epoch(model, loader, InfoNCELoss(), optimizer, epoch=2, config=config)
+    assert max(jittered) == CHUNK and sum(jittered) == 24
+    for step, batch in enumerate(loader.batches(2)):
+        ids = tables[0].image_ids[batch.images.numpy()]
+        expected = jitter_colours(batch.inputs, colour_factors(ids, config.seed, 2, 0.4))
+        for turn in (0, 3):  # both passes
+            found = torch.cat(seen[6 * step + turn : 6 * step + turn + 3])
+            assert torch.equal(found, expected)
 
 
 def history_of(run: Run) -> list[dict[str, Any]]:

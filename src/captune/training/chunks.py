@@ -85,8 +85,8 @@ class PooledChunks:
         self._autocast = autocast
         self._draws: list[_Draws] = []
         pooled = []
-        # A context of its own: autocast keeps the weights that it casts until it is left, and those
-        # cast here know no gradient.
+        # A context of its own: in some versions of torch, autocast keeps the weights that it casts
+        # until it is left, and those cast here know no gradient.
         with torch.no_grad(), autocast():
             for rows in chunks:
                 self._draws.append(_Draws.now(model.device))

@@ -136,7 +136,9 @@ def _coloured(
     ids = loader.table.image_ids[batch.images.numpy()]
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
     pixels = batch.inputs.to(device, non_blocking=True)
-    return batch._replace(inputs=jitter_colours(pixels, factors))
+    size = config.chunk_size or len(pixels)  # its floats take four times the memory of the bytes
+    parts = zip(torch.split(pixels, size), torch.split(factors, size), strict=True)
+    return batch._replace(inputs=torch.cat([jitter_colours(*part) for part in parts]))
 
 
 def _trained(optimizer: Optimizer) -> list[Tensor]:
