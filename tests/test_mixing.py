@@ -149,6 +149,8 @@ def test_features_and_pixels_are_blended() -> None:
         torch.testing.assert_close(mix.blend(features)[row], expected)
     pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     torch.testing.assert_close(mix.blend(pixels), mix.blend(pixels.float() / 255))
+    for rows in (slice(0, 1), slice(1, 4)):  # some of the rows, with partners among all
+        assert torch.equal(mix.blend(pixels, rows), mix.blend(pixels)[rows])
 
 
 def batch_of(inputs: Tensor) -> Batch:

@@ -127,6 +127,9 @@ class Config(Mapping[str, Any]):
     # The machine.
     precision: str = _key("auto", "arithmetic", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = _key("auto", "where to compute", choices=("auto", "cpu"))
+    chunk_size: int = _key(
+        0, "images that go through the backbone at once in stage 2; 0 = the whole batch", low=0
+    )
     num_workers: int = _key(-1, "processes that decode images; -1 = by the machine", low=-1)
     save_steps: int = _key(200, "steps between resume states inside an epoch", low=1)
     log_with: str = _key("tensorboard", "logger", choices=("tensorboard", "wandb", "none"))

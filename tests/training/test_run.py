@@ -47,6 +47,18 @@ def test_machine_matters_may_change(tmp_path: Path) -> None:
     assert create(tmp_path / "run", changed, Provenance()).config == changed
 
 
+def test_chunks_are_a_machine_matter_unless_batch_norm_counts_them(tmp_path: Path) -> None:
+    for frozen in (True, False):
+        folder, config = tmp_path / str(frozen), DEFAULT_CONFIG.replace(freeze_batch_norm=frozen)
+        create(folder, config, Provenance())
+        changed = config.replace(chunk_size=32)
+        if frozen:
+            assert create(folder, changed, Provenance()).config == changed
+        else:
+            with pytest.raises(CaptuneError, match="chunk_size 0 -> 32"):
+                create(folder, changed, Provenance())
+
+
 def test_a_folder_of_other_things_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(CaptuneError, match="not empty and holds no run"):

@@ -31,11 +31,12 @@ class Mix(NamedTuple):
     weight: Tensor
     photos: bool = False
 
-    def blend(self, inputs: Tensor) -> Tensor:
-        """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1."""
-        whole = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
-        weight = self.weight.to(whole.device).view(-1, *[1] * (whole.dim() - 1))
-        return whole * weight + whole[self.partner.to(whole.device)] * (1 - weight)
+    def blend(self, inputs: Tensor, rows: slice = slice(None)) -> Tensor:
+        """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1; ``rows`` of the result
+        alone, whose partners may be any."""
+        weight = self.weight[rows].to(inputs.device).view(-1, *[1] * (inputs.dim() - 1))
+        partners = inputs[self.partner[rows].to(inputs.device)]
+        return _floats(inputs[rows]) * weight + _floats(partners) * (1 - weight)
 
     def embed(self, model: CLIPModel, batch: Batch) -> Tensor:
         """The mixed images' embeddings ``(B, D)``, unit length."""
@@ -45,6 +46,10 @@ class Mix(NamedTuple):
         if self.photos:
             return model(self.blend(inputs))  # type: ignore[no-any-return]
         return model.project_image(self.blend(model.pooled_features(inputs)))
+
+
+def _floats(inputs: Tensor) -> Tensor:
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
 def draw_mix(images: int, alpha: float, *, seed: int, epoch: int, step: int) -> Mix | None:

@@ -26,7 +26,7 @@ VERSION = 1
 
 # How a run is computed and what is kept of it, not what: these may change when it is resumed.
 MACHINE_KEYS = frozenset(
-    {"device", "precision", "num_workers", "save_steps", "log_with", "keep_epochs"}
+    {"device", "precision", "chunk_size", "num_workers", "save_steps", "log_with", "keep_epochs"}
 )
 
 # What says which run a folder holds; one without the other is the scrap of a start cut short.
@@ -156,11 +156,18 @@ class Run:
         rows = [
             (key, self.config[key], other.config[key])
             for key in self.config
-            if key not in MACHINE_KEYS
+            if not self._is_machine_matter(key)
         ]
         rows.append(("data", self.provenance.data, other.provenance.data))
         rows.append(("columns", self.provenance.options, other.provenance.options))
         return [f"{key} {old} -> {new}" for key, old, new in rows if old != new]
+
+    def _is_machine_matter(self, key: str) -> bool:
+        # Chunks give the gradients of the whole batch, so a run may go on where memory is less; but
+        # a BatchNorm whose statistics move takes those of a chunk: another training.
+        if key == "chunk_size" and not self.config.freeze_batch_norm:
+            return False
+        return key in MACHINE_KEYS
 
     @property
     def is_complete(self) -> bool:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from captune.losses import Criterion
 from captune.matching import Pairs, match_pairs, mix_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
+from captune.training.chunks import embed
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.mixing import Mix, step_mix
 from captune.training.watch import effective_rank, spread
@@ -89,8 +91,8 @@ def train_step(
     frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
     paired = getattr(criterion, "takes_pairs", False)
     mix = mix if paired else None  # a loss that knows no pairs cannot be told of two images in one
-    with accelerator.autocast():
-        image = batch.embed(model) if mix is None else mix.embed(model, batch)  # (B, D)
+    # Embeddings (B, D), and what of the backbone is left to do when their gradient is known.
+    image, chunks = embed(model, batch, mix, config.chunk_size, accelerator.autocast)
     text = model.project_text(frozen)  # (C, D)
     if paired:
         pairs = _pairs(batch, frozen, config)
@@ -101,6 +103,8 @@ def train_step(
     else:
         loss = criterion(image, text[: len(image)])
     accelerator.backward(loss)
+    if chunks is not None:
+        chunks.backward()
     accelerator.clip_grad_norm_(_trained(optimizer), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -132,7 +136,9 @@ def _coloured(
     ids = loader.table.image_ids[batch.images.numpy()]
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
     pixels = batch.inputs.to(device, non_blocking=True)
-    return batch._replace(inputs=jitter_colours(pixels, factors))
+    size = config.chunk_size or len(pixels)  # its floats take four times the memory of the bytes
+    parts = zip(torch.split(pixels, size), torch.split(factors, size), strict=True)
+    return batch._replace(inputs=torch.cat([jitter_colours(*part) for part in parts]))
 
 
 def _trained(optimizer: Optimizer) -> list[Tensor]:
@@ -161,7 +167,8 @@ def train_epoch(
         criterion: ``(image (B, D), text (B, D)) -> scalar``.
         optimizer, scheduler: stepped once a batch.
         epoch: decides order, captions, crops and colours, with the seed.
-        config: ``max_grad_norm``, ``colour_jitter``, and what :func:`make_accelerator` reads.
+        config: ``max_grad_norm``, ``colour_jitter``, ``chunk_size``, and what
+            :func:`make_accelerator` reads.
         accelerator: one at hand; its optimiser must be prepared.
         progress: where a resumed epoch goes on.
         on_step: called after every step; ``meter.settle()`` brings its sums up to date.
@@ -267,7 +274,7 @@ def validate(
         model: on its device.
         val_loader: ``make_loader(..., shuffle=False)``, or a plain DataLoader in order.
         criterion: as in training; each image stands with the caption drawn for epoch 0.
-        config: ``precision`` and ``device`` are read from it.
+        config: ``precision``, ``device`` and ``chunk_size`` are read from it.
 
     Returns:
         ``loss`` and what :func:`captune.metrics.retrieval_metrics` gives, with ``spread`` and
@@ -285,12 +292,12 @@ def validate(
         criterion.eval()
     loader: Batches = with_bank(val_loader, model)
     precision = choose_precision(config.precision, model.device)
+    forward = partial(autocast, model.device, precision)
     embedded, rows, loss_sum = [], [], 0.0
     for batch in tqdm(loader.batches(0), total=loader.steps, desc="validating", leave=False):
         if len(batch.images) == 0:
             continue
-        with autocast(model.device, precision):
-            image = batch.embed(model)
+        image, _ = embed(model, batch, None, config.chunk_size, forward)
         text = model.project_text(batch.text.to(model.device))
         loss_sum += float(criterion(image, text)) * len(image)
         embedded.append(image.float().cpu())

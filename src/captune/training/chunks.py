@@ -1,0 +1,164 @@
+"""A large batch in the memory of a small one: the backbone sees it in chunks (GradCache).
+
+A contrastive loss needs all images of a step at once, but only their pooled features: the
+activations inside the backbone, nearly all of the memory, need not be there together (Gao et al.
+2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"). So each chunk
+passes through the backbone twice, first without activations for its features, then with them for
+its share of the gradient; between the two, head, mixup and loss work on the whole batch's features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from captune.models import CLIPModel
+from captune.training.loader import Batch
+from captune.training.mixing import Mix
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def embed(
+    model: CLIPModel, batch: Batch, mix: Mix | None, chunk_size: int, autocast: Autocast
+) -> tuple[Tensor, PooledChunks | None]:
+    """The embeddings ``(B, D)`` of a batch's images, unit length, mixed where there is a ``mix``.
+
+    Args:
+        chunk_size: images that go through the backbone at once; 0 = all of them. Kept features
+            have passed it already.
+        autocast: makes the context of the forward pass.
+
+    Returns:
+        The embeddings, and the chunks whose ``backward`` must follow that of the loss; None where
+        all images went through the backbone at once.
+    """
+    pixels = batch.inputs
+    if pixels.dim() == 2 or not 0 < chunk_size < len(pixels):
+        with autocast():
+            return batch.embed(model) if mix is None else mix.embed(model, batch), None
+    pixels = pixels.to(model.device, non_blocking=True)
+    photos: Callable[[slice], Tensor] = pixels.__getitem__
+    if mix is not None and mix.photos:
+        photos, mix = partial(mix.blend, pixels), None  # what is pooled is mixed already
+    chunks = PooledChunks(model, photos, even_slices(len(pixels), chunk_size), autocast)
+    kept = batch._replace(inputs=chunks.features)
+    with autocast():
+        return kept.embed(model) if mix is None else mix.embed(model, kept), chunks
+
+
+class PooledChunks:
+    """The pooled features of a batch's photos, chunk by chunk, and their way back.
+
+    The gradients are those of the whole batch: in fp32 but for rounding, in bf16 and fp16 within
+    what these leave uncertain. Two things differ. A BatchNorm whose statistics move takes those of
+    each chunk, and its running ones move once a chunk. A backbone that draws (dropout, stochastic
+    depth) draws for each chunk in turn: other masks, of the same distribution.
+
+    Args:
+        model: its backbone and pooling are what is passed twice.
+        photos: gives the pixels ``(n, 3, S, S)`` of n rows of the batch.
+        chunks: all rows of the batch, in order.
+        autocast: makes the context of each pass.
+
+    ``features (B, C)`` ask for a gradient wherever a weight before them does.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        photos: Callable[[slice], Tensor],
+        chunks: Sequence[slice],
+        autocast: Autocast,
+    ) -> None:
+        self._model = model
+        self._photos = photos
+        self._chunks = chunks
+        self._autocast = autocast
+        self._draws: list[_Draws] = []
+        pooled = []
+        # A context of its own: in some versions of torch, autocast keeps the weights that it casts
+        # until it is left, and those cast here know no gradient.
+        with torch.no_grad(), autocast():
+            for rows in chunks:
+                self._draws.append(_Draws.now(model.device))
+                pooled.append(model.pooled_features(photos(rows)))
+        trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
+        self.features = torch.cat(pooled).requires_grad_(trained)
+
+    def backward(self) -> None:
+        """Bring the gradient of ``features`` to the weights before them; call it once.
+
+        A loss that was scaled (fp16) has left a scaled gradient here, so nothing is scaled again.
+        """
+        gradient = self.features.grad
+        if gradient is None:  # nothing before them is trained
+            return
+        after = _Draws.now(self._model.device)
+        with _no_running_statistics(_parts(self._model)):
+            for rows, draws in zip(self._chunks, self._draws, strict=True):
+                draws.again()
+                with self._autocast():
+                    pooled = self._model.pooled_features(self._photos(rows))
+                if pooled.requires_grad:  # else what is trained is not passed at all
+                    torch.autograd.backward(pooled, gradient[rows])
+        after.again()  # the next step draws as if nothing had been drawn twice
+
+
+class _Draws(NamedTuple):
+    """Where torch's generators stand: the host's, and the device's where it has its own."""
+
+    device: torch.device
+    states: list[Tensor]
+
+    @classmethod
+    def now(cls, device: torch.device) -> _Draws:
+        states = [torch.get_rng_state()]
+        if device.type != "cpu":
+            states.append(torch.get_device_module(device.type).get_rng_state())
+        return cls(device, states)
+
+    def again(self) -> None:
+        """Put them back, so that the same is drawn."""
+        torch.set_rng_state(self.states[0])
+        for state in self.states[1:]:
+            torch.get_device_module(self.device.type).set_rng_state(state)
+
+
+def even_slices(count: int, size: int) -> list[slice]:
+    """``count`` rows in as few slices of at most ``size`` as can be, as even as can be: no last one
+    of a few images, whose BatchNorm would have poor statistics."""
+    number = math.ceil(count / size)
+    bounds = [count * place // number for place in range(number + 1)]
+    return [slice(low, high) for low, high in pairwise(bounds)]
+
+
+def _parts(model: CLIPModel) -> list[nn.Module]:
+    """What :meth:`CLIPModel.pooled_features` passes through."""
+    return [part for part in (model.image_encoder, model.pooling) if part is not None]
+
+
+@contextmanager
+def _no_running_statistics(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """BatchNorms that take their batch's statistics still do, but do not count it a second time."""
+    norms = [
+        module
+        for part in parts
+        for module in part.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
