@@ -73,6 +73,7 @@ def test_the_readme_prints_commands_of_every_kind() -> None:
         "classify",
         "zeroshot",
         "blend",
+        "bench",
     }
 
 
