@@ -100,6 +100,19 @@ def test_what_cannot_be_read_says_why(shard: Path, address: str, reason: str) ->
     assert reason in str(caught.value) and address in str(caught.value)
 
 
+def test_an_offset_that_points_outside_of_the_file_is_an_error(tmp_path: Path) -> None:
+    """It would end the process: Arrow trusts offsets that nobody has looked at."""
+    shard = write(tmp_path / "a.arrow", 3)
+    sizes = [len(jpeg(number)) for number in range(3)]
+    offsets = np.cumsum([0, *sizes]).astype("<i4").tobytes()
+    content = shard.read_bytes()
+    assert content.count(offsets) == 1
+    wild = np.array([0, sizes[0], 2**30, 2**30 + 9], dtype="<i4").tobytes()
+    shard.write_bytes(content.replace(offsets, wild))
+    with pytest.raises(UnreadableImageError, match=r"a\.arrow"):
+        load_image(at(shard, 2))
+
+
 def test_a_shard_written_anew_is_read_anew(shard: Path) -> None:
     assert photo_bytes(at(shard, 1)) == jpeg(1)
     write_shard(shard, [[ShardRow(0, "0.jpg", 8, 6, jpeg(500)), ShardRow(1, "1", 8, 6, jpeg(501))]])

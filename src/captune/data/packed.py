@@ -184,7 +184,9 @@ class PackedSource:
         path = self.folder / file.file
         try:
             with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
-                return reader.read_all()
+                table = reader.read_all()
+            table.validate(full=True)
+            return table
         except pa.ArrowException:
             raise damaged(path) from None
 

@@ -73,25 +73,30 @@ def photo_bytes(path: Path) -> bytes:
     shard, row = found
     stat = shard.stat()
     # A worker that was forked opens its own: it may have been forked in the middle of a read.
-    reader = _reader(str(shard), stat.st_size, stat.st_mtime_ns, os.getpid())
+    batches = _images(str(shard), stat.st_size, stat.st_mtime_ns, os.getpid())
     batch, place = divmod(row, BATCH)
-    columns = reader.get_batch(batch) if batch < reader.num_record_batches else None
-    if columns is None or place >= columns.num_rows:
+    if batch >= len(batches) or place >= len(batches[batch]):
         raise ValueError(f"{shard.name} has no row {row}")
-    content = bytes(columns.column("image")[place].as_buffer())
+    content = bytes(batches[batch][place].as_buffer())
     if not content:
         raise ValueError("it could not be read when the shard was written")
     return content
 
 
 @functools.lru_cache(_OPEN)
-def _reader(shard: str, size: int, modified: int, process: int) -> pa.ipc.RecordBatchFileReader:
-    """A shard mapped into memory; size and time are there so that another file of its name is
-    opened anew."""
+def _images(shard: str, size: int, modified: int, process: int) -> list[pa.BinaryArray]:
+    """The column of photos, batch by batch, mapped into memory: only what is read is loaded.
+
+    Size and time are there so that another file of the same name is opened anew.
+    """
     reader = pa.ipc.open_file(pa.memory_map(shard))
     if reader.schema != SCHEMA:
         raise ValueError(f"{shard} is no shard of photos: its columns are {reader.schema.names}")
-    return reader
+    batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    images = [batch.column("image") for batch in batches]
+    for column in images:
+        column.validate(full=True)  # a damaged offset would point outside of the file
+    return images
 
 
 def write_shard(path: Path, batches: Iterable[list[ShardRow]]) -> None:
