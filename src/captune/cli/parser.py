@@ -79,7 +79,9 @@ def _add_train(subparsers: Any) -> None:
         "train on a COCO 2014 folder or a table of images and captions",
         epilog=_config_help(),
     )
-    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "data", metavar="DATA", help="COCO 2014 folder, pack, .csv, .jsonl or .parquet"
+    )
     parser.add_argument("--out", help="the run's folder (default runs/<data>{suffix})")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
@@ -95,7 +97,9 @@ def _add_compare(subparsers: Any) -> None:
         "train every combination of some config values over seeds, and say which truly differ",
         epilog=_config_help(),
     )
-    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "data", metavar="DATA", help="COCO 2014 folder, pack, .csv, .jsonl or .parquet"
+    )
     parser.add_argument(
         "--flags",
         nargs="+",
