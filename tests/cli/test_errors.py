@@ -473,6 +473,12 @@ def pack_of_an_unknown_split(desk: Desk) -> tuple[list[str], list[str]]:
     return pack_words(desk, "--splits", "vall"), ["no split 'vall'", "did you mean 'val'?"]
 
 
+def pack_of_data_without_a_usual_split(desk: Desk) -> tuple[list[str], list[str]]:
+    for split in ("train", "val"):
+        desk.annotations(split).rename(desk.annotations(f"{split}s"))
+    return pack_words(desk), ["squares has none of the splits", "trains, vals", "--splits"]
+
+
 def pack_of_a_side_that_shows_nothing(desk: Desk) -> tuple[list[str], list[str]]:
     return pack_words(desk, "--side", "8"), ["--side 8", "32 pixels"]
 
@@ -622,6 +628,7 @@ CASES: list[Case] = [
     pack_without_a_folder,
     pack_of_nothing,
     pack_of_an_unknown_split,
+    pack_of_data_without_a_usual_split,
     pack_of_a_side_that_shows_nothing,
     pack_of_no_quality,
     pack_into_a_file,

@@ -76,8 +76,13 @@ def pack(
         raise CaptuneError(f"--quality {quality}: give 1 to 100")
     folder = Path(out).expanduser()
     # Absolute, so that the same data is the same from any folder.
-    source = open_source(Path(data).expanduser().absolute(), options)
+    source = open_source(Path(data).expanduser().absolute(), (options or TableOptions()).resolved())
     asked = list(splits or [name for name in USUAL_SPLITS if name in source.splits])
+    if not asked:
+        raise CaptuneError(
+            f"{data} has none of the splits {', '.join(USUAL_SPLITS)}: name some of "
+            f"{', '.join(source.splits)} with --splits"
+        )
     tables = {split: _named(source.table(split)) for split in asked}
     with alone_in(folder, "pack"), full_disk_is_an_error(folder):
         packing = _Packing(folder, source, tables, side, quality)
