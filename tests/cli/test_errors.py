@@ -456,6 +456,99 @@ def batch_norm_for_the_head_of_clip(desk: Desk) -> tuple[list[str], list[str]]:
     return desk.train(desk.coco, *both, "--use-batch-norm"), ["use_batch_norm", "CLIP"]
 
 
+# -- packs ------------------------------------------------------------------------------------
+def pack_words(desk: Desk, *words: str) -> list[str]:
+    return ["data", "pack", str(desk.coco), "--out", str(desk.folder / "pack"), *words]
+
+
+def pack_without_a_folder(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["data", "pack", str(desk.coco)], ["--out DIR"]
+
+
+def pack_of_nothing(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["data", "pack", "gone", "--out", "pack"], ["no data at", "gone"]
+
+
+def pack_of_an_unknown_split(desk: Desk) -> tuple[list[str], list[str]]:
+    return pack_words(desk, "--splits", "vall"), ["no split 'vall'", "did you mean 'val'?"]
+
+
+def pack_of_data_without_a_usual_split(desk: Desk) -> tuple[list[str], list[str]]:
+    for split in ("train", "val"):
+        desk.annotations(split).rename(desk.annotations(f"{split}s"))
+    return pack_words(desk), ["squares has none of the splits", "trains, vals", "--splits"]
+
+
+def pack_of_a_side_that_shows_nothing(desk: Desk) -> tuple[list[str], list[str]]:
+    return pack_words(desk, "--side", "8"), ["--side 8", "32 pixels"]
+
+
+def pack_of_no_quality(desk: Desk) -> tuple[list[str], list[str]]:
+    return pack_words(desk, "--quality", "0"), ["--quality 0", "1 to 100"]
+
+
+def pack_into_a_file(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["data", "pack", str(desk.coco), "--out", desk.picture]
+    return words, [Path(desk.picture).name, "is a file"]
+
+
+def pack_into_other_files(desk: Desk) -> tuple[list[str], list[str]]:
+    words = ["data", "pack", str(desk.coco), "--out", str(desk.run)]
+    return words, [str(desk.run), "not empty", "pack.json", "--out"]
+
+
+def pack_of_another_side_in_its_folder(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    words = pack_words(desk, "--side", "128", "--quality", "80", "--splits", "val")
+    differing = ["side 256 -> 128", "quality 90 -> 80", "splits train val -> val"]
+    return words, [str(desk.folder / "pack"), "another pack", "--out", *differing]
+
+
+def pack_of_other_data_in_its_folder(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    other = desk.folder / "circles"
+    shutil.copytree(desk.coco, other)
+    words = ["data", "pack", str(other), "--out", str(desk.folder / "pack")]
+    return words, ["another pack", "data squares -> circles"]
+
+
+def pack_of_unreadable_photos(desk: Desk) -> tuple[list[str], list[str]]:
+    for path in (desk.coco / "val2014").iterdir():
+        path.write_bytes(b"no picture")
+    return pack_words(desk, "--splits", "val"), ["none of the 8 photos of squares can be read"]
+
+
+def check_of_no_pack(desk: Desk) -> tuple[list[str], list[str]]:
+    return ["data", "pack", str(desk.coco), "--check"], ["no pack in", "squares", "pack.json"]
+
+
+def unknown_split_of_a_pack(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    words = ["evaluate", str(desk.run), str(desk.folder / "pack"), "--split", "vall"]
+    return words, ["no split 'vall' in the pack", "did you mean 'val'?"]
+
+
+def pack_with_a_shard_gone(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    (desk.folder / "pack" / "val-00000.arrow").unlink()
+    words = ["evaluate", str(desk.run), str(desk.folder / "pack")]
+    return words, ["val-00000.arrow is not there", "captune data pack"]
+
+
+def pack_of_another_version(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    desk.edit(desk.folder / "pack" / "pack.json", format_version=99)
+    words = ["evaluate", str(desk.run), str(desk.folder / "pack")]
+    return words, ["pack.json", "format_version 99", "reads 1"]
+
+
+def row_that_a_shard_has_not(desk: Desk) -> tuple[list[str], list[str]]:
+    assert main(pack_words(desk)) == 0
+    address = str(desk.folder / "pack" / "val-00000.arrow::8")
+    words = ["classify", str(desk.run), address, "--labels", "a", "b"]
+    return words, ["cannot read the image", address, "has no row 8"]
+
+
 # -- numbers ----------------------------------------------------------------------------------
 def no_scenes_to_draw(desk: Desk) -> tuple[list[str], list[str]]:
     return ["data", "demo", str(desk.folder / "scenes"), "--images", "0"], ["0", "train"]
@@ -532,6 +625,22 @@ CASES: list[Case] = [
     image_tower_that_is_no_checkpoint,
     text_tower_that_is_nowhere,
     batch_norm_for_the_head_of_clip,
+    pack_without_a_folder,
+    pack_of_nothing,
+    pack_of_an_unknown_split,
+    pack_of_data_without_a_usual_split,
+    pack_of_a_side_that_shows_nothing,
+    pack_of_no_quality,
+    pack_into_a_file,
+    pack_into_other_files,
+    pack_of_another_side_in_its_folder,
+    pack_of_other_data_in_its_folder,
+    pack_of_unreadable_photos,
+    check_of_no_pack,
+    unknown_split_of_a_pack,
+    pack_with_a_shard_gone,
+    pack_of_another_version,
+    row_that_a_shard_has_not,
     no_scenes_to_draw,
     scenes_drawn_over_other_data,
     scenes_drawn_into_a_file,
@@ -559,6 +668,7 @@ def test_wrong_input_is_answered_by_one_line_that_names_it(
     case: Case, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, expected = case(desk)
+    capsys.readouterr()  # of what the case itself did
     assert main(words) == 2
     expect_one_line(*capsys.readouterr(), expected)
 

@@ -31,7 +31,7 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from captune.workflow.train import train
 
     config = Config.from_mapping(overrides)
-    options = _table_options(arguments)
+    options = table_options(arguments)
     return _report_training(
         lambda: train(
             arguments.data,
@@ -78,7 +78,7 @@ def compare(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
             seeds=arguments.seeds,
             config=config,
             out=arguments.out,
-            options=_table_options(arguments),
+            options=table_options(arguments),
             split=arguments.split,
         )
     except TrainingStopped as stopped:
@@ -103,7 +103,7 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         arguments.model,
         data=arguments.data,
         split=arguments.split,
-        options=_table_options(arguments),
+        options=table_options(arguments),
         own=_own_towers(arguments),
         hubness=arguments.hubness,
         protocol=arguments.protocol,
@@ -127,7 +127,7 @@ def blend(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         arguments.second,
         data=arguments.data,
         split=arguments.split,
-        options=_table_options(arguments),
+        options=table_options(arguments),
         own=_own_towers(arguments),
         steps=arguments.steps,
         out=arguments.out,
@@ -149,7 +149,7 @@ def search(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         k=arguments.k,
         data=arguments.data,
         split=arguments.split,
-        options=_table_options(arguments),
+        options=table_options(arguments),
         own=_own_towers(arguments),
     )
     if arguments.json:
@@ -190,7 +190,7 @@ def zeroshot(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         arguments.model,
         arguments.data,
         split=arguments.split,
-        options=_table_options(arguments),
+        options=table_options(arguments),
         own=_own_towers(arguments),
         templates=read_templates(Path(arguments.templates)) if arguments.templates else TEMPLATES,
         names=read_names(Path(arguments.names)) if arguments.names else None,
@@ -243,7 +243,7 @@ def bench(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     found = bench(
         arguments.data,
         config=Config.from_mapping(overrides),
-        options=_table_options(arguments),
+        options=table_options(arguments),
         steps=arguments.steps,
     )
     if arguments.json:
@@ -265,7 +265,7 @@ def bench(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _table_options(arguments: argparse.Namespace) -> Any:
+def table_options(arguments: argparse.Namespace) -> Any:
     from captune.data.tabular import TableOptions
 
     return TableOptions(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from captune.cli.commands import EXIT_INTERRUPTED
+from captune.cli.commands import EXIT_INTERRUPTED, table_options
+from captune.errors import CaptuneError
 
 
 def demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -80,6 +82,28 @@ def table(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         lambda: convert_table(
             arguments.file, arguments.out, options=options, shrink=arguments.shrink
         ).describe()
+    )
+
+
+def pack(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.data.packed import check_pack
+    from captune.download.pack import describe, pack
+
+    if arguments.check:
+        folder = Path(arguments.data).expanduser()
+        print(f"{describe(folder, check_pack(folder))}: every file is as it was written")
+        return 0
+    if not arguments.out:
+        raise CaptuneError("captune data pack needs --out DIR, the folder to write into")
+    return _resumable(
+        lambda: pack(
+            arguments.data,
+            arguments.out,
+            side=arguments.side,
+            quality=arguments.quality,
+            splits=arguments.splits,
+            options=table_options(arguments),
+        )
     )
 
 

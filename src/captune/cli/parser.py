@@ -80,7 +80,9 @@ def _add_train(subparsers: Any) -> None:
         "train on a COCO 2014 folder or a table of images and captions",
         epilog=_config_help(),
     )
-    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "data", metavar="DATA", help="COCO 2014 folder, pack, .csv, .jsonl or .parquet"
+    )
     parser.add_argument("--out", help="the run's folder (default runs/<data>{suffix})")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
@@ -96,7 +98,9 @@ def _add_compare(subparsers: Any) -> None:
         "train every combination of some config values over seeds, and say which truly differ",
         epilog=_config_help(),
     )
-    parser.add_argument("data", metavar="DATA", help="COCO 2014 folder, .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "data", metavar="DATA", help="COCO 2014 folder, pack, .csv, .jsonl or .parquet"
+    )
     parser.add_argument(
         "--flags",
         nargs="+",
@@ -242,6 +246,22 @@ def _add_data(subparsers: Any) -> None:
     table.add_argument("--out", metavar="DIR", help="default data/<the table's name>")
     _add_shrink(table)
     _add_column_options(table.add_argument_group("columns"))
+    _add_data_pack(kinds)
+
+
+def _add_data_pack(kinds: Any) -> None:
+    parser = _command(
+        kinds, "pack", data_commands.pack, "resize photos once into few files, made for training"
+    )
+    parser.add_argument(
+        "data", metavar="DATA", help="COCO 2014 folder or table; to --check, a pack"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the pack's folder, then given as DATA")
+    parser.add_argument("--side", type=int, default=256, help="the shorter side (default 256)")
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs (default 90)")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: train val test")
+    parser.add_argument("--check", action="store_true", help="compare a pack with its digests")
+    _add_table_options(parser)
 
 
 def _add_data_coco(kinds: Any) -> None:

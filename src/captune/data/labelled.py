@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from captune.console import say
 from captune.data.objects import LEAST_RATIO, LEAST_SHARE, read_objects
-from captune.data.sources import open_source
+from captune.data.packed import is_pack
+from captune.data.sources import is_of_table, open_source
 from captune.data.table import CaptionTable, Rows
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError, nearest
@@ -85,7 +86,7 @@ def open_labelled(
     else:
         source = open_source(path, options)
         table = source.table(split or source.evaluation_split)
-        found = _by_objects(table) if path.is_dir() else _by_caption(table)
+        found = _by_caption(table) if is_of_table(source) else _by_objects(table)
     present = np.unique(found.target[found.target >= 0])
     if len(present) < 2:
         raise CaptuneError(
@@ -126,14 +127,15 @@ def read_names(path: Path) -> dict[str, str]:
 
 
 def _has_class_folders(path: Path) -> bool:
-    return path.is_dir() and not (path / "annotations").is_dir()
+    return path.is_dir() and not (path / "annotations").is_dir() and not is_pack(path)
 
 
 def _training_split(path: Path, options: TableOptions | None) -> str | None:
     if _has_class_folders(path):
         return next((name for name in TRAIN_FOLDERS if (path / name).is_dir()), None)
     source = open_source(path, options)
-    if path.is_dir() and not (path / "annotations" / "instances_train2014.json").is_file():
+    instances = path / "annotations" / "instances_train2014.json"
+    if not is_of_table(source) and not instances.is_file():
         return None
     return source.train_split if source.train_split in source.splits else None
 

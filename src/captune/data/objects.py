@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from captune.data.shards import shard_of
 from captune.data.table import CaptionTable, Rows
 from captune.errors import CaptuneError
 from captune.files import read_json
@@ -46,11 +47,27 @@ class Objects:
 def instance_files(table: CaptionTable) -> list[Path]:
     """The instance annotations that lie beside the table's pictures; empty where there are none.
 
-    Pictures in ``val2014/`` have theirs in ``annotations/instances_val2014.json``.
+    Pictures in ``val2014/`` have theirs in ``annotations/instances_val2014.json``, and those in a
+    shard of the split ``val`` too.
     """
-    folders = {Path(path).parent for path in table.images["path"].to_pylist()}
-    files = [f.parent / "annotations" / f"instances_{f.name}.json" for f in folders]
+    paths = [Path(path) for path in table.images["path"].to_pylist()]
+    shards = {found[0] for found in map(shard_of, paths) if found}
+    files = {path for shard in shards for path in _beside(shard)}
+    for folder in {path.parent for path in paths if not shard_of(path)}:
+        files.add(folder.parent / "annotations" / f"instances_{folder.name}.json")
     return sorted(path for path in files if path.is_file())
+
+
+def _beside(shard: Path) -> list[Path]:
+    """Where the instance annotations of a shard's pictures would be."""
+    split = shard.name.rpartition("-")[0]
+    parts = {
+        "karpathy-train": ("train", "val"),
+        "karpathy-val": ("val",),
+        "karpathy-test": ("val",),
+    }
+    folder = shard.parent / "annotations"
+    return [folder / f"instances_{part}2014.json" for part in parts.get(split, (split,))]
 
 
 def read_objects(table: CaptionTable) -> Objects:

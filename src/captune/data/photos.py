@@ -7,6 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from captune.data.shards import photo_bytes, shard_of
+
+LARGEST_OWN = 89_478_485  # pixels of a user's own photo: from here on Pillow warns of a bomb
 # Pixels; the largest cameras' photos have about as many, and each takes up to 15 bytes to decode.
 LARGEST_PIXELS = 50_000_000
 # Others are rare, and some start a program: an EPS starts Ghostscript. JPEG stands for MPO, too.
@@ -22,7 +25,7 @@ def open_image(
     """Read the head of a photo: its format and size. Nothing is decoded yet.
 
     Args:
-        content: a file, or what is in it.
+        content: a file, or what is in it; or where in a shard it lies.
         largest: pixels; default :data:`LARGEST_PIXELS`.
         formats: those that are taken for photos; None: all that Pillow reads.
 
@@ -30,6 +33,8 @@ def open_image(
         Exception: whatever Pillow raises on what is no photo, or one of more pixels.
     """
     largest = largest or LARGEST_PIXELS
+    if isinstance(content, Path) and shard_of(content):
+        content = photo_bytes(content)
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         image = Image.open(source, formats=formats)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.data.photos import open_photo, to_rgb
+from captune.data.photos import LARGEST_OWN, open_photo, to_rgb
 from captune.errors import CaptuneError
 
 ImageLike = str | Path | Image.Image
@@ -21,8 +21,6 @@ Images = ImageLike | Tensor | Sequence[ImageLike]
 
 Pixels = npt.NDArray[np.uint8]
 """``(3, S, S)`` RGB."""
-
-LARGEST_OWN = 89_478_485  # pixels of a user's own photo: from here on Pillow warns of a bomb
 
 CROP_SCALE = (0.5, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -45,7 +43,7 @@ def load_image(path: Path | str, *, least_side: int = 0) -> Image.Image:
     """Decode a file as upright RGB; transparency is laid on white.
 
     Args:
-        path: any format that Pillow reads.
+        path: of any format that Pillow reads, or a photo in a shard (``train-00000.arrow::12``).
         least_side: where above 0, a JPEG may be decoded at a fraction of its size, both sides of
             the result staying at twice this or more: large photos then cost a fraction.
 

@@ -1,4 +1,4 @@
-"""Where images and captions come from: a COCO 2014 folder, or an own table."""
+"""Where images and captions come from: a COCO 2014 folder, a pack, or an own table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from captune.data.coco import CocoSource
+from captune.data.packed import TABLE, PackedSource, is_pack
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions, TableSource
 from captune.errors import CaptuneError
@@ -45,17 +46,17 @@ class Source(Protocol):
 
 
 def open_source(data: str | Path, options: TableOptions | None = None) -> Source:
-    """The source at ``data``: a folder in the COCO 2014 layout, or a table file.
+    """The source at ``data``: a folder in the COCO 2014 layout, a pack, or a table file.
 
     Raises:
-        CaptuneError: nothing is there, or it is neither.
+        CaptuneError: nothing is there, or it is none of them.
     """
     path = Path(data).expanduser()
     options = options or TableOptions()
     if path.is_dir():
         if options != TableOptions():
             raise CaptuneError(f"column options and --val belong to a table; {path} is a folder")
-        return CocoSource(path)
+        return PackedSource(path) if is_pack(path) else CocoSource(path)
     if not path.exists():
         raise CaptuneError(
             f"no data at {path}: give a folder in the COCO 2014 layout or a table "
@@ -64,6 +65,13 @@ def open_source(data: str | Path, options: TableOptions | None = None) -> Source
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise CaptuneError(f"{path} is no table that captune reads: {', '.join(TABLE_SUFFIXES)}")
     return TableSource(path, options)
+
+
+def is_of_table(source: Source) -> bool:
+    """Whether it is an own table, packed or not: there, a caption may be a label."""
+    return isinstance(source, TableSource) or (
+        isinstance(source, PackedSource) and source.manifest.layout == TABLE
+    )
 
 
 def find_dataset_dir(dataset_dir: str | Path | None = None) -> Path:

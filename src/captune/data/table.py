@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captune.console import say, some
+from captune.data.shards import photo_file
 from captune.errors import CaptuneError
 
 Rows = npt.NDArray[np.int64]
@@ -133,7 +134,7 @@ class CaptionTable:
         return self.captions["caption"].to_pylist()  # type: ignore[no-any-return]
 
     def path(self, image: int) -> Path:
-        """Where the file of an image row lies."""
+        """Where the photo of an image row lies: a file, or a row of a shard."""
         return Path(self.images["path"][image].as_py())
 
     def file_name(self, image: int) -> str:
@@ -174,11 +175,15 @@ class CaptionTable:
         return state.hexdigest()
 
     def files_digest(self) -> str:
-        """A hash of the images' paths, sizes and times, in order: tells whether a file changed."""
+        """A hash of the images' paths, sizes and times, in order: tells whether a file changed.
+
+        A photo in a shard has the shard's size and time.
+        """
         state = hashlib.blake2b(digest_size=16)
         for row in range(len(self)):
             path = self.path(row)
-            stat = path.stat() if path.is_file() else None
+            file = photo_file(path)
+            stat = file.stat() if file.is_file() else None
             state.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode())
         return state.hexdigest()
 

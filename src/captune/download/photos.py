@@ -13,25 +13,26 @@ from typing import TypeVar
 from PIL import Image
 
 from captune.console import say
-from captune.data.photos import open_photo
+from captune.data.photos import LARGEST_OWN, open_image, open_photo
+from captune.data.shards import photo_bytes
 from captune.errors import CaptuneError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LEAST_SIDE = 32
-_QUALITY = 90
+QUALITY = 90
 _AHEAD = 3  # jobs that wait for each worker: enough to never idle, little to hold
 
 
-def check_side(shrink: int | None) -> None:
+def check_side(side: int | None, option: str = "--shrink") -> None:
     """Refuse a shorter side that shows nothing.
 
     Raises:
         CaptuneError: below 32 pixels.
     """
-    if shrink is not None and shrink < LEAST_SIDE:
-        raise CaptuneError(f"--shrink {shrink}: give {LEAST_SIDE} pixels or more")
+    if side is not None and side < LEAST_SIDE:
+        raise CaptuneError(f"{option} {side}: give {LEAST_SIDE} pixels or more")
 
 
 def workers() -> int:
@@ -44,14 +45,40 @@ def shrunk_jpeg(content: bytes | Path, side: int) -> bytes:
 
     The same photo gives the same bytes. EXIF is not kept; the orientation it told is applied.
     """
-    photo = open_photo(content, least_side=side)
+    return as_jpeg(shrunk(open_photo(content, least_side=side), side), QUALITY)
+
+
+def shrunk(photo: Image.Image, side: int) -> Image.Image:
+    """The photo with its shorter side at ``side`` pixels (bicubic, antialiased), never enlarged."""
     scale = side / min(photo.size)
-    if scale < 1:
-        width, height = (max(side, round(length * scale)) for length in photo.size)
-        photo = photo.resize((width, height), Image.Resampling.BICUBIC)
+    if scale >= 1:
+        return photo
+    width, height = (max(side, round(length * scale)) for length in photo.size)
+    return photo.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def as_jpeg(photo: Image.Image, quality: int) -> bytes:
+    """RGB as the bytes of a JPEG."""
     out = io.BytesIO()
-    photo.save(out, "JPEG", quality=_QUALITY)
+    photo.save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def packed_photo(path: Path, side: int, quality: int) -> tuple[bytes, int, int]:
+    """A photo as a pack has it: its JPEG, and the width and height of what that shows.
+
+    Raises:
+        Exception: whatever Pillow raises on what it cannot read.
+    """
+    content = photo_bytes(path)
+    with open_image(content, largest=LARGEST_OWN, formats=None) as head:
+        stays = head.format == "JPEG" and min(head.size) <= side
+    least_side = 0 if stays else side
+    photo = open_photo(content, least_side=least_side, largest=LARGEST_OWN, formats=None)
+    if stays:
+        return content, *photo.size
+    photo = shrunk(photo, side)
+    return as_jpeg(photo, quality), *photo.size
 
 
 def shrunk_or_same(content: bytes, side: int, name: str) -> bytes:

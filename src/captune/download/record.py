@@ -103,17 +103,7 @@ def claimed(
         CaptuneError: another process writes here, or the folder holds something else, or photos of
             another size, or other captions; or the disk is full, also while it is held.
     """
-    if folder.exists() and not folder.is_dir():
-        raise CaptuneError(f"{folder} is a file: give a folder to download into")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".download.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CaptuneError(
-            f"another captune is downloading into {folder}: wait for it or stop it"
-        ) from None
-    try:
+    with alone_in(folder, "download"):
         remove_stale(folder, f"{FILE}.*")
         record = _open(Record(folder, data, source, shrink, {}, captions))
         if (folder / FILE).exists():  # else the folder is not captune's to tidy
@@ -121,6 +111,27 @@ def claimed(
                 remove_stale(folder / place)
         with full_disk_is_an_error(folder):
             yield record
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, work: str) -> Iterator[None]:
+    """Make the folder where it is not there, and keep other processes from the same work in it.
+
+    Raises:
+        CaptuneError: another process is at it, or the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CaptuneError(f"{folder} is a file: give a folder to {work} into")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{work}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CaptuneError(
+            f"another captune is {work}ing into {folder}: wait for it or stop it"
+        ) from None
+    try:
+        yield
     finally:
         lock.release()
 
