@@ -22,6 +22,7 @@ OFFLINE = ("no connection to", "could not be fetched", "no run at runs/coco2014"
 SMALLER = {
     "compare": ["--seeds", "1", "num_epochs=1", "image_size=32", "batch_size=8"],
     "blend": ["--steps", "3"],
+    "bench": ["batch_size=8"],
 }
 
 

@@ -224,3 +224,43 @@ def test_the_demo_s_scenes_have_objects(tmp_path: Path) -> None:
     objects = read_objects(open_source(tmp_path / "demo").table("test"))
     assert objects.counts.sum(axis=1).min() >= 1
     assert np.all(objects.largest <= 1)
+
+
+def test_captions_are_not_taken_for_labels(tmp_path: Path) -> None:
+    write_classes(tmp_path, a=1)
+    rows = [f"a/{number}.jpg,caption number {number}" for number in range(120)]
+    for number in range(1, 120):
+        (tmp_path / "a" / f"{number}.jpg").write_bytes((tmp_path / "a" / "0.jpg").read_bytes())
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image,caption", *rows]), encoding="utf-8")
+    with pytest.raises(CaptuneError, match=r"120 different labels.*--caption-column"):
+        open_labelled(table)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "vehicles", bus=1, car=1, train=2)
+    found = open_labelled(root)
+    assert found.keys == ["bus", "car", "train"] and training_part(root, found) is None
+
+
+def test_a_training_split_that_cannot_be_had_is_said_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody asked for it: what was asked for is still measured."""
+    write_classes(tmp_path, a=2)
+    table = tmp_path / "labels.csv"
+    table.write_text("image,caption,split\na/0.jpg,cat,test\na/1.jpg,dog,test\n", encoding="utf-8")
+    found = open_labelled(table, "test")
+    assert training_part(table, found) is None  # it has no such split
+    root = tmp_path / "pets"
+    write_classes(root / "train", cat=3)
+    write_classes(root / "test", cat=1, dog=1)
+    assert training_part(root, open_labelled(root)) is None
+    assert "no training split to learn from: pets train" in capsys.readouterr().err
+
+
+def test_a_training_split_of_other_names_has_nothing_to_teach(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    write_classes(root / "train", Cat=2, Dog=2)
+    write_classes(root / "test", cat=1, dog=1)
+    assert training_part(root, open_labelled(root)) is None

@@ -159,3 +159,19 @@ def test_wrong_tables_are_refused(
 ) -> None:
     with pytest.raises(CaptuneError, match=words):
         open_source(csv(tmp_path, text), options).table("all")
+
+
+def test_splits_are_those_that_have_rows(photos: Path) -> None:
+    rows = "photos/0.jpg,a,train\nphotos/1.jpg,b,test\n"
+    path = csv(photos, f"image,caption,split\n{rows}")
+    assert open_source(path).splits == ["test", "train", "all"]
+    val = csv(photos, "image,caption\nphotos/9.jpg,nine\n", "val.csv")
+    assert open_source(path, TableOptions(val=str(val))).splits == ["test", "train", "val", "all"]
+    bare = csv(photos, "image,caption\nphotos/0.jpg,a\n", "bare.csv")
+    assert open_source(bare).splits == ["train", "val", "all"]
+
+
+def test_two_columns_of_one_name_are_refused(photos: Path) -> None:
+    path = csv(photos, "image,caption,caption\nphotos/0.jpg,a,b\n")
+    with pytest.raises(CaptuneError, match="several columns 'caption'"):
+        open_source(path).table("all")

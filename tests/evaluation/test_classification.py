@@ -198,6 +198,15 @@ def test_a_probe_of_two_classes_is_as_good_as_one_of_four() -> None:
     assert found["top1"] > 90 and found["top5"] == 100.0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_of_two_images_among_hundreds_ends_nothing(seed: int) -> None:
+    """What the strength is chosen on may lack it, and so may what a fold learns from."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(302, 4)).astype(np.float32)
+    target = np.repeat([0, 1], [300, 2])
+    assert linear_probe(features, target, None, None, classes=2, seed=seed)["top1"] > 95
+
+
 def test_too_few_images_to_learn_from_are_refused() -> None:
     features, target = separable(4, 0)
     with pytest.raises(CaptuneError, match="4 images are too few"):

@@ -139,3 +139,14 @@ def test_images_are_grouped_by_objects_where_their_annotations_lie(
     for value, group in enumerate(groups):
         ranks = retrieval.ranks.image[torch.arange(24) % 3 == value]
         assert group.recalls["R@5"] == pytest.approx(100 * float((ranks <= 5).float().mean()))
+
+
+def test_objects_of_other_images_leave_the_page_without_that_table(
+    coco: Path, retrieval: Retrieval, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An own table over COCO's photos has ids of its own."""
+    path = coco / "annotations" / "instances_train2014.json"
+    value = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert len(analyse(retrieval).tables) == 1
+    assert "no recall by number of objects" in capsys.readouterr().err

@@ -114,3 +114,19 @@ def test_an_unreadable_photo_does_not_end_it(coco: Path, config: Config) -> None
     sorted((coco / "train2014").iterdir())[3].write_bytes(b"no picture")
     write_scene(coco / "train2014" / "more.jpg", "red", "blue")
     assert bench(str(coco), config=config, steps=2)["images_per_second"]["from disk"] > 0
+
+
+def test_chunks_are_timed_one_at_a_time_and_no_run_is_written(
+    coco: Path, config: Config, tmp_path: Path
+) -> None:
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    found = bench(str(coco), config=config.replace(batch_size=8, chunk_size=4), steps=2)
+    assert found["batch_size"] == 4
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+
+
+def test_one_readable_photo_a_batch_is_nothing_to_measure(coco: Path, config: Config) -> None:
+    for path in sorted((coco / "train2014").iterdir())[1:]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(CaptuneError, match="at least two readable images"):
+        bench(str(coco), config=config, steps=2)

@@ -20,6 +20,7 @@ from captune.files import read_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TRAIN_FOLDERS = ("train", "training")
+MANY = 100  # labels: more of them than half of the pictures are captions
 SPLIT_FOLDERS = ("test", "val", "valid", "validation", *TRAIN_FOLDERS)  # by default the first
 
 
@@ -42,6 +43,11 @@ class LabelledImages:
     target: Rows
     present: npt.NDArray[np.bool_] | None
     rule: str
+
+    @property
+    def images(self) -> int:
+        """How many pictures are of one class."""
+        return int((self.target >= 0).sum())
 
     def named(self, names: Mapping[str, str]) -> LabelledImages:
         """With other words for some classes.
@@ -99,19 +105,21 @@ def open_labelled(
 def training_part(
     data: str | Path, labelled: LabelledImages, options: TableOptions | None = None
 ) -> LabelledImages | None:
-    """The training split beside ``labelled``, with its classes; None where there is none, or one
-    that shares pictures with it.
-
-    Raises:
-        CaptuneError: it cannot be read.
-    """
+    """The training split beside ``labelled``, with its classes; None where there is none, one that
+    cannot be read (said aloud: nobody asked for it), that shares pictures with ``labelled``, or
+    that has none of its classes."""
     split = _training_split(Path(data).expanduser(), options)
     if split is None or split == labelled.table.split:
         return None
-    found = open_labelled(data, split, options)
+    try:
+        found = open_labelled(data, split, options)
+    except CaptuneError as error:
+        say(f"no training split to learn from: {error}")
+        return None
     if set(found.table.file_keys()) & set(labelled.table.file_keys()):
         return None
-    return found.as_classes_of(labelled)
+    found = found.as_classes_of(labelled)
+    return found if found.images else None
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -132,7 +140,7 @@ def _has_class_folders(path: Path) -> bool:
 
 def _training_split(path: Path, options: TableOptions | None) -> str | None:
     if _has_class_folders(path):
-        return next((name for name in TRAIN_FOLDERS if (path / name).is_dir()), None)
+        return next((name for name in TRAIN_FOLDERS if _is_split(path / name)), None)
     source = open_source(path, options)
     instances = path / "annotations" / "instances_train2014.json"
     if not is_of_table(source) and not instances.is_file():
@@ -140,9 +148,14 @@ def _training_split(path: Path, options: TableOptions | None) -> str | None:
     return source.train_split if source.train_split in source.splits else None
 
 
+def _is_split(folder: Path) -> bool:
+    """Whether classes lie below it: a folder of pictures called train is a class of railways."""
+    return folder.is_dir() and any(inside.is_dir() for inside in folder.iterdir())
+
+
 def _by_folder(path: Path, split: str | None) -> LabelledImages:
     """Pictures in a folder for each class, split folders above them or not."""
-    splits = [name for name in SPLIT_FOLDERS if (path / name).is_dir()]
+    splits = [name for name in SPLIT_FOLDERS if _is_split(path / name)]
     if split is not None and split not in splits:
         raise CaptuneError(
             f"no split {split!r} in {path}"
@@ -176,7 +189,13 @@ def _by_caption(table: CaptionTable) -> LabelledImages:
             f"{table.describe()}: {table.file_name(row)} has {table.caption_counts[row]} labels, "
             "and one is wanted: name the column of the class with --caption-column"
         )
-    return _of_captions(table, sorted(set(table.texts())), "its label in the table")
+    classes = sorted(set(table.texts()))
+    if len(classes) > max(MANY, len(table) / 2):
+        raise CaptuneError(
+            f"{table.describe()}: {len(classes):,} different labels, such as {classes[0]!r}, look "
+            "like captions: name the column of the class with --caption-column"
+        )
+    return _of_captions(table, classes, "its label in the table")
 
 
 def _of_captions(table: CaptionTable, classes: list[str], rule: str) -> LabelledImages:

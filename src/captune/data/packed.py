@@ -90,8 +90,16 @@ class Manifest:
             for group in ("shards", "tables"):
                 content[group] = {split: _files(value) for split, value in content[group].items()}
             content["annotations"] = _files(content["annotations"])
-            return cls(**{spec.name: content.pop(spec.name) for spec in fields(cls)}, **content)
-        except (KeyError, TypeError, AttributeError) as error:
+            found = cls(**{spec.name: content.pop(spec.name) for spec in fields(cls)}, **content)
+            if found.complete:
+                missing = {"train", "val", "evaluation"} - set(found.usual)
+                if missing:
+                    raise KeyError(*sorted(missing))
+            for _, file in found.files():
+                if Path(file.file).name != file.file:
+                    raise ValueError(f"{file.file!r} is no name of a file in it")
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CaptuneError(
                 f"{folder / MANIFEST} is damaged ({error}): make the pack anew in another folder"
             ) from None
@@ -175,6 +183,9 @@ class PackedSource:
             )
         images, captions = (self._read(file) for file in self.manifest.tables[split])
         place = images.schema.get_field_index("path")
+        own = pc.match_substring_regex(images["path"], r"^[\w.-]+\.arrow::\d+$")
+        if not pc.all(own).as_py():  # a pack of somebody else's shall name no other file
+            raise damaged(self.folder / self.manifest.tables[split][0].file)
         paths = pc.binary_join_element_wise(str(self.folder), images["path"], "/")
         return CaptionTable(
             images.set_column(place, "path", paths), captions, name=self.name, split=split

@@ -34,7 +34,7 @@ def open_image(
     """
     largest = largest or LARGEST_PIXELS
     if isinstance(content, Path) and shard_of(content):
-        content = photo_bytes(content)
+        content, formats = photo_bytes(content), ("JPEG",)  # none other is ever packed
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         image = Image.open(source, formats=formats)

@@ -93,7 +93,11 @@ class TableSource:
     def splits(self) -> list[str]:
         """The names that :meth:`table` takes here."""
         own = {split for split in self._rows.splits if split}
-        return [*sorted(own | {"train", "val"}), ALL]
+        if own:  # the column decides, but for --val and what it leaves open
+            own |= {"val"} if self.options.val else set()
+            own |= {"train"} if self.options.val and "" in self._rows.splits else set()
+            return [*sorted(own), ALL]
+        return ["train", "val", ALL]
 
     @property
     def train_split(self) -> str:
@@ -122,7 +126,7 @@ class TableSource:
                 raise CaptuneError(f"no table to validate on at {path} (--val)")
             other = TableSource(path, dataclasses.replace(self.options, val=""))
             return _renamed(other.table(ALL), self.name, "val")
-        if split not in self.splits:
+        if split not in {*self.splits, "train", "val"}:
             raise CaptuneError(f"no split {split!r} in {self.path}{nearest(split, self.splits)}")
         keep = self._belonging(split)
         if not keep.any():
@@ -155,7 +159,7 @@ class TableSource:
                 f"{self.path} names images by links, such as {link}: fetch them with `captune data "
                 f"table {self.path}`, then train on the captions.parquet that it writes"
             )
-        paths = [os.path.join(self.path.parent, name) for name in names]
+        paths = [str(self.path.parent / name) for name in names]
         there = present(paths)
         absent = [name for name, found in zip(names, there, strict=True) if not found]
         if len(absent) == len(names):
@@ -232,6 +236,9 @@ def read_rows(path: Path, options: TableOptions) -> Iterator[tuple[str, list[str
         caption_of = _caption_reader(wanted)
     split = columns.get("split")
     needed = dict.fromkeys([image, *wanted, *([split] if split else [])])
+    twice = [name for name in needed if table.column_names.count(name) > 1]
+    if twice:
+        raise CaptuneError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
     some_row = False
     for batch in table.select(list(needed)).to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():

@@ -216,7 +216,7 @@ class _Packing:
     def _needed(self) -> int:
         """About how many bytes the missing shards will take."""
         files = [photo_file(job.path) for _, jobs in self._missing() for job in jobs]
-        originals = sum(file.stat().st_size for file in files)
+        originals = sum(file.stat().st_size for file in set(files))  # a shard holds many
         # The estimate is for the usual quality; above it a photo may come near its first size.
         finer = self.manifest.quality > QUALITY
         return originals if finer else shrunk_bytes(len(files), originals, self.manifest.side)

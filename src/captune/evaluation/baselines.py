@@ -100,9 +100,9 @@ def _fill(
         block[:, met] = 0.0
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-        if len(train_target) >= FEW:
-            cut = ShuffleSplit(1, test_size=1 / FOLDS, random_state=seed)
-            model = GridSearchCV(model, {"logisticregression__C": list(STRENGTHS)}, cv=cut)
+        cut = next(ShuffleSplit(1, test_size=1 / FOLDS, random_state=seed).split(train_target))
+        if len(train_target) >= FEW and len(np.unique(train_target[cut[0]])) > 1:
+            model = GridSearchCV(model, {"logisticregression__C": list(STRENGTHS)}, cv=[cut])
         with warnings.catch_warnings():
             # With a weak penalty it may stop before the very optimum; of many classes and few
             # images it asks whether this is a regression. It is a probe all the same.

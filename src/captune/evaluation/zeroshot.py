@@ -84,7 +84,7 @@ def read_templates(path: Path) -> list[str]:
         CaptuneError: no such file, no UTF-8, no template in it, or one without ``{}``.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise CaptuneError(f"no prompt templates at {path}") from None
     except ValueError as error:

@@ -77,7 +77,9 @@ def accuracy_lines(metrics: dict[str, Any]) -> list[Line]:
 def confusion_figure(metrics: dict[str, Any]) -> Figure:
     """True classes in rows, called ones in columns, in percent of a row's images; of many classes
     those with the most errors."""
-    counts = np.array(metrics["confusion"], dtype=np.float64)
+    counts = np.zeros((len(metrics["per_class"]),) * 2)
+    for true, called, images in metrics["confusion"]:
+        counts[true, called] = images
     names = [row["class"] for row in metrics["per_class"]]
     columns = _columns(counts)
     rows = [place for place in columns if counts[place].sum()]

@@ -127,7 +127,7 @@ def _pairs(batch: Batch, frozen: Tensor, config: Config) -> Pairs:
     )
 
 
-def _coloured(
+def coloured(
     batch: Batch, loader: Batches, epoch: int, config: Config, device: torch.device
 ) -> Batch:
     """The batch on ``device`` with its photos' colours varied; kept features as they are."""
@@ -195,7 +195,7 @@ def train_epoch(
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
-                batch = _coloured(batch, loader, epoch, config, accelerator.device)
+                batch = coloured(batch, loader, epoch, config, accelerator.device)
                 mix = step_mix(batch, config, epoch, progress.step)
                 loss, accuracy = train_step(
                     model, batch, criterion, optimizer, accelerator, config, mix

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captune.bank import CaptionBank
+from captune.console import say
 from captune.data.objects import instance_files, read_objects
 from captune.data.table import CaptionTable, Rows
+from captune.errors import CaptuneError
 from captune.evaluation.analysis import (
     caption_margins,
     groups_by_length,
@@ -81,10 +84,11 @@ def analyse(retrieval: Retrieval) -> Analysis:
     tables = [
         ("Captions by their length (text to image)", groups_by_length(retrieval.ranks, texts))
     ]
-    if instance_files(table):
-        objects = read_objects(table).counts.sum(axis=1)[retrieval.embeddings.rows]
+    counts = _object_counts(table)
+    if counts is not None:
         title = "Images by their number of objects (image to text)"
-        tables.append((title, groups_by_objects(retrieval.ranks, objects)))
+        of_read = counts[retrieval.embeddings.rows]
+        tables.append((title, groups_by_objects(retrieval.ranks, of_read)))
     shared = shared_captions(texts, retrieval.owner)
     count, twins = near_twins(images)
     return Analysis(
@@ -98,6 +102,18 @@ def analyse(retrieval: Retrieval) -> Analysis:
         twins=[Twins(retrieval.path(a), retrieval.path(b), cosine) for a, b, cosine in twins],
         twin_count=count,
     )
+
+
+def _object_counts(table: CaptionTable) -> Rows | None:
+    """``(N,)`` objects in each image; None where nothing says it, or not of these images: an own
+    table may name COCO's photos by ids of its own, and a page shall not fail for that."""
+    if not instance_files(table):
+        return None
+    try:
+        return np.asarray(read_objects(table).counts.sum(axis=1), dtype=np.int64)
+    except CaptuneError as error:
+        say(f"no recall by number of objects: {error}")
+        return None
 
 
 def easiest(retrieval: Retrieval) -> list[QueryAnswer]:

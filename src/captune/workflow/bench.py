@@ -27,12 +27,14 @@ from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.training.criteria import make_criterion
 from captune.training.loader import Batch
+from captune.training.mixing import step_mix
 from captune.training.optimizer import make_optimizer
 from captune.training.stages import Plan, Stage
-from captune.training.steps import make_accelerator, train_step
+from captune.training.steps import coloured, make_accelerator, train_step
 
 VERSION = 1
 WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
+MEANINGFUL = 2  # images: one alone has nothing to be told apart from
 DECODED = 64  # photos that one process decodes
 ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
 PARTS = ("copy", "forward and loss", "backward", "optimiser")
@@ -81,7 +83,8 @@ def bench(
 ) -> dict[str, Any]:
     """Train for some steps of stage 2 from memory and from disk, and time what they are made of.
 
-    Nothing is kept. The ceiling is the same step on a batch that lies in memory.
+    The ceiling is the same step on a batch that lies in memory. With ``chunk_size`` a step of one
+    chunk is timed. No run is written; some captions are embedded, and kept in the cache as always.
 
     Args:
         data: as for training; a random part of it is read.
@@ -100,12 +103,36 @@ def bench(
     """
     if steps < 1:
         raise CaptuneError(f"at least one step must be timed, found steps={steps}")
-    config = config.replace(freeze_backbone=False, log_with="none")
-    source = open_source(data, options)
-    table = _sample(source.table(config.train_split), config, steps)
+    config = config.replace(
+        freeze_backbone=False,
+        log_with="none",
+        chunk_size=0,
+        batch_size=min(config.batch_size, config.chunk_size or config.batch_size),
+    )
+    table = _sample(open_source(data, options).table(config.train_split), config, steps)
     torch.manual_seed(config.seed)
     model = CLIPModel.from_config(config, device=best_device(config.device))
     stage = Plan(model, table, table, config).stage_of(config.head_epochs)
+    found = _timed(model, stage, config, steps)
+    found = {
+        "format_version": VERSION,
+        "data": table.name,
+        "config": config.describe(),
+        **found,
+        "steps": steps,
+        "photo": _mean_size(table),
+        "workers": loader_workers(config.num_workers),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "versions": f"captune {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+    return {**found, "advice": advice(found, model)}
+
+
+def _timed(model: CLIPModel, stage: Stage, config: Config, steps: int) -> dict[str, Any]:
+    """All that is measured, one thing after the other."""
     job = _Job(model, stage, config)
     with tqdm(total=4, desc="measuring", unit="part", leave=False) as bar:
         alone = _decode_alone(stage.train_loader.dataset, config)
@@ -116,12 +143,9 @@ def bench(
         bar.update()
         disk = job.from_disk()
         bar.update()
-    found = {
-        "format_version": VERSION,
-        "data": table.name,
-        "config": config.describe(),
+    return {
         "batch_size": len(batch.images),
-        "steps": steps,
+        "precision": job.precision,
         "images_per_second": {
             "from memory": memory,
             "from disk": disk,
@@ -131,16 +155,7 @@ def bench(
         },
         "share_of_ceiling": disk / memory,
         "step": parts,
-        "photo": _mean_size(table),
-        "workers": loader_workers(config.num_workers),
-        "precision": job.precision,
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "versions": f"captune {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
     }
-    return {**found, "advice": advice(found, model)}
 
 
 def _sample(table: CaptionTable, config: Config, steps: int) -> CaptionTable:
@@ -176,27 +191,34 @@ class _Job:
         return self.stage.train_loader.batches(self.config.head_epochs)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, watch: Stopwatch) -> None:
+        """As in training, from the pixels' way to the device to the new weights."""
         began = watch.now()
-        inputs = batch.inputs.to(self.model.device)
+        epoch, device = self.config.head_epochs, self.model.device
+        batch = batch._replace(inputs=batch.inputs.to(device))
         watch.seconds["copy"] += watch.now() - began
+        batch = coloured(batch, self.stage.train_loader, epoch, self.config, device)
         train_step(
             self.model,
-            batch._replace(inputs=inputs),
+            batch,
             self.criterion,
             _Watched(self.optimizer, watch, {"step": "optimiser", "zero_grad": "optimiser"}),  # type: ignore[arg-type]
             _Watched(
                 self.accelerator, watch, {"backward": "backward", "clip_grad_norm_": "optimiser"}
             ),
             self.config,
+            step_mix(batch, self.config, epoch, 0),
         )
         watch.seconds["whole"] += watch.now() - began
 
     def decode(self) -> tuple[float, Batch]:
         """Images a second that the loader's workers give, nothing else going on; and a batch."""
-        rate = _Rate()
+        rate, found = _Rate(), None
         for batch in self._batches():
             rate.add(len(batch.images))
-        return rate.value, batch
+            found = batch if len(batch.images) >= MEANINGFUL else found
+        if found is None:
+            raise CaptuneError("no batch of at least two readable images: nothing to measure")
+        return rate.value, found
 
     def from_memory(self, batch: Batch, steps: int) -> tuple[dict[str, float], float, float]:
         """Seconds of each part of a step, images a second of it, and of forward alone."""
@@ -220,7 +242,8 @@ class _Job:
         """Images a second of training as it is."""
         rate, watch = _Rate(), Stopwatch(self.model.device)
         for batch in self._batches():
-            self._step(batch, watch)
+            if len(batch.images) >= MEANINGFUL:
+                self._step(batch, watch)
             rate.add(len(batch.images))
         return rate.value
 

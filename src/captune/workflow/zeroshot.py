@@ -163,7 +163,11 @@ def _measure(
             {"class": labelled.keys[true], "called": labelled.keys[called], "images": count}
             for true, called, count in worst_confusions(confusion, CONFUSIONS)
         ],
-        "confusion": confusion.tolist(),
+        # Of many classes nearly all pairs are empty: (true, called, images), places in per_class.
+        "confusion": [
+            [int(true), int(called), int(confusion[true, called])]
+            for true, called in np.argwhere(confusion)
+        ],
     }
     if labelled.present is not None:
         found["multi_label"] = mean_average_precision(cosines, labelled.present[rows])
@@ -211,6 +215,8 @@ def _probe(
     if train is not None:
         train_store = FeatureStore.build(train.table, backbone)
         rows = np.flatnonzero((train.target >= 0) & train_store.readable)
+        if not len(rows):
+            raise CaptuneError(f"no labelled picture of {train.table.describe()} can be read")
         train_features, train_target = train_store.all()[rows].numpy(), train.target[rows]
     found = linear_probe(
         store.all()[kept].numpy(),
