@@ -100,6 +100,16 @@ def test_what_cannot_be_read_says_why(shard: Path, address: str, reason: str) ->
     assert reason in str(caught.value) and address in str(caught.value)
 
 
+def test_nothing_but_jpeg_is_decoded_from_a_shard(tmp_path: Path) -> None:
+    """Captune packs nothing else, and some formats start a program."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "PNG")
+    shard = tmp_path / "a.arrow"
+    write_shard(shard, [[ShardRow(1, "a.png", 8, 6, buffer.getvalue())]])
+    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+        load_image(at(shard, 0))
+
+
 def test_an_offset_that_points_outside_of_the_file_is_an_error(tmp_path: Path) -> None:
     """It would end the process: Arrow trusts offsets that nobody has looked at."""
     shard = write(tmp_path / "a.arrow", 3)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -353,6 +354,23 @@ def test_a_table_that_is_no_arrow_is_named(packed: Path) -> None:
         open_source(packed).table("val")
 
 
+def test_a_pack_names_no_file_outside_of_itself(packed: Path, tmp_path: Path) -> None:
+    """It may be somebody else's, and what it names ends up in reports."""
+    path = packed / "val-images.arrow"
+    with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+        table = reader.read_all()
+    place = table.schema.get_field_index("path")
+    outside = pa.array(["../secret.png", *table["path"].to_pylist()[1:]])
+    table = table.set_column(place, "path", outside)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    manifest = json.loads((packed / MANIFEST).read_text(encoding="utf-8"))
+    manifest["tables"]["val"][0]["bytes"] = path.stat().st_size
+    (packed / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(CaptuneError, match=r"val-images\.arrow is damaged"):
+        open_source(packed).table("val")
+
+
 def test_another_version_is_refused(coco: Path, packed: Path) -> None:
     path = packed / MANIFEST
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -364,12 +382,19 @@ def test_another_version_is_refused(coco: Path, packed: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoiled",
-    [{"shards": []}, {"side": None, "x": 1}, {"tables": {"train": [{"file": 1}]}}, {"usual": None}],
+    [
+        {"shards": []},
+        {"side": None, "x": 1},
+        {"tables": {"train": [{"file": 1}]}},
+        {"usual": None},
+        {"usual": {"train": "train"}},
+        {"annotations": [{"file": "../a", "rows": 0, "bytes": 0, "digest": "", "unreadable": []}]},
+    ],
 )
 def test_a_damaged_manifest_is_named(packed: Path, spoiled: dict[str, object]) -> None:
     path = packed / MANIFEST
     content = json.loads(path.read_text(encoding="utf-8"))
-    if "usual" in spoiled:
+    if "usual" in spoiled and spoiled["usual"] is None:
         del content["usual"], spoiled["usual"]
     path.write_text(json.dumps({**content, **spoiled}), encoding="utf-8")
     with pytest.raises(CaptuneError, match=r"pack\.json is damaged"):
@@ -385,6 +410,22 @@ def test_no_room_is_said_before_anything_is_written(
     with pytest.raises(CaptuneError, match=r"needs about .* its disk has 0\.0 MB free"):
         pack(coco, tmp_path / "pack")
     assert not list((tmp_path / "pack").glob("*.arrow"))
+
+
+def test_the_room_for_packing_a_pack_again_counts_each_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["image,caption,split"]
+    for number in range(7):
+        photo(tmp_path / f"{number}.jpg", 300, 200)
+        rows.append(f"{number}.jpg,noise,train")
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    pack(tmp_path / "t.csv", tmp_path / "large", splits=["train"])
+    shard = (tmp_path / "large" / "train-00000.arrow").stat().st_size
+    wanted: list[int] = []
+    monkeypatch.setattr(pack_module, "check_room", lambda _, needed: wanted.append(needed))
+    pack(tmp_path / "large", tmp_path / "fine", quality=95)
+    assert wanted == [shard]
 
 
 def test_changed_captions_are_other_data(coco: Path, packed: Path) -> None:
