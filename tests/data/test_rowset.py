@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from captune.data import rowset as rowset_module
 from captune.data.rowset import RowSet
-from captune.data.tabular import present
+from captune.data.table import files_present
 
 Row = tuple[str, list[str], str]
 
@@ -67,5 +67,5 @@ def test_files_that_are_there_are_told_from_those_that_are_not(tmp_path: Path) -
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
     names = ["a.jpg", "folder.jpg", "link.jpg", "b.jpg", "gone/a.jpg", "./a.jpg"]
-    there = present([str(tmp_path / name) for name in names])
+    there = files_present([str(tmp_path / name) for name in names])
     assert there == [True, False, True, False, False, True]

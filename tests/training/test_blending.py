@@ -92,12 +92,27 @@ def test_what_only_training_needs_may_differ(config: Config) -> None:
     one = CLIPModel.from_config(config)
     other = CLIPModel.from_config(config.replace(dropout=0.5, feature_dropout=0.1, seed=7))
     refuse_unlike(one, other, ["a", "b"])
+    expect_a_blend(one, other)
+
+
+def expect_a_blend(one: CLIPModel, other: CLIPModel) -> None:
+    """The weights between the two fit, and are a model."""
+    key = next(name for name, _ in other.named_parameters())
+    middle = (one.state_dict()[key] + other.state_dict()[key]) / 2
+    other.load_state_dict(blend_weights(one.state_dict(), other.state_dict(), 0.5))
+    torch.testing.assert_close(other.state_dict()[key], middle)
+    assert float(other.encode_image(torch.zeros(1, 3, 32, 32)).norm()) == pytest.approx(1)
 
 
 def test_a_clip_and_what_became_of_it_may_be_blended(tiny_clip: Path, tmp_path: Path) -> None:
     zero_shot = CLIPModel.zero_shot(str(tiny_clip))
-    CLIPModel(str(tiny_clip), image_encoder=str(tiny_clip)).save_pretrained(tmp_path)
-    refuse_unlike(zero_shot, CLIPModel.from_pretrained(tmp_path), ["a", "b"])
+    tuned = CLIPModel(str(tiny_clip), image_encoder=str(tiny_clip))
+    with torch.no_grad():
+        next(tuned.parameters()).add_(1)  # as if trained
+    tuned.save_pretrained(tmp_path)
+    reopened = CLIPModel.from_pretrained(tmp_path)
+    refuse_unlike(zero_shot, reopened, ["a", "b"])
+    expect_a_blend(zero_shot, reopened)
 
 
 def test_images_that_either_run_trained_on_are_trained_ones(config: Config, tmp_path: Path) -> None:

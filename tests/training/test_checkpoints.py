@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,9 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def best(config: Config) -> Config:
-    """Two epochs of three steps in stage 1, three in stage 2, each of which is kept."""
-    return config.replace(
-        recipe="best",
-        head_epochs=2,
-        num_epochs=3,
-        head_batch_size=8,
-        bank_negatives=16,
-        head_learning_rate=1e-2,
-        duplicate_threshold=0.0,
-        keep_epochs=True,
-    )
+def best(best: Config) -> Config:
+    """Three epochs of stage 2, each of which is kept."""
+    return best.replace(num_epochs=3, keep_epochs=True)
 
 
 @pytest.fixture
@@ -108,26 +98,16 @@ def test_a_resumed_run_ends_with_the_same_checkpoints(
     tables: Tables,
     best: Config,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ctrl_c_in_step: Callable[[int], None],
     stop_at: int,
     changes: dict[str, Any],
 ) -> None:
     """Three steps an epoch; stopped in both stages, in the middle and before a validation."""
     config = best.replace(**changes)
     whole = fit(*tables, out=tmp_path / "whole", config=config)
-    real, steps = fit_module._Fit._after_step, 0
-
-    def after_step(self: Any, meter: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self, meter)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Fit, "_after_step", after_step)
-        with pytest.raises(TrainingStopped):
-            fit(*tables, out=tmp_path / "run", config=config)
+    ctrl_c_in_step(stop_at)
+    with pytest.raises(TrainingStopped):
+        fit(*tables, out=tmp_path / "run", config=config)
     run = fit(*tables, out=tmp_path / "run", config=config, resume=True)
     expected, found = kept(whole), kept(run)
     assert expected.keys() == found.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,13 @@ def test_resuming_from_the_middle_of_an_epoch_changes_nothing(
     tables: Tables,
     config: Config,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ctrl_c_in_step: Callable[[int], None],
     stop_at: int,
 ) -> None:
     """3 steps an epoch, augmented, BatchNorm: stopped after step `stop_at`, then resumed."""
     config = config.replace(augment=True, use_batch_norm=True)
     whole = fit(*tables, out=tmp_path / "whole", config=config)
-    steps = 0
-    real = fit_module._Fit._after_step
-
-    def after_step(self: Any, meter: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self, meter)
-
-    monkeypatch.setattr(fit_module._Fit, "_after_step", after_step)
+    ctrl_c_in_step(stop_at)
     with pytest.raises(TrainingStopped) as stopped:
         fit(*tables, out=tmp_path / "run", config=config)
     assert CLIPModel.from_pretrained(stopped.value.run.folder).encode_text("x").shape == (1, 16)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,6 @@ Tables = tuple[CaptionTable, CaptionTable]
 CLOCK = ("images_per_second", "seconds")
 
 
-@pytest.fixture
-def best(config: Config) -> Config:
-    """Two epochs of three steps in each stage; dropout, mirroring and crops as the recipe has."""
-    return config.replace(
-        recipe="best",
-        head_epochs=2,
-        num_epochs=2,
-        head_batch_size=8,
-        bank_negatives=16,
-        head_learning_rate=1e-2,
-        duplicate_threshold=0.0,  # to the tiny random text tower nearly all captions are alike
-    )
-
-
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.weights_path)
 
@@ -52,21 +37,6 @@ def same_weights(one: Run, other: Run) -> bool:
 
 def timeless(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in run.history()]
-
-
-def interrupt_after(patch: pytest.MonkeyPatch, stop_at: int) -> None:
-    """Ctrl-C in step ``stop_at`` of the run, counted over both stages."""
-    steps = 0
-    real = fit_module._Fit._after_step
-
-    def after_step(self: Any, meter: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self, meter)
-
-    patch.setattr(fit_module._Fit, "_after_step", after_step)
 
 
 @pytest.mark.parametrize("recipe", ["best", "best-adapter"])
@@ -197,16 +167,15 @@ def test_resuming_anywhere_in_either_stage_changes_nothing(
     tables: Tables,
     best: Config,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ctrl_c_in_step: Callable[[int], None],
     stop_at: int,
     changes: dict[str, Any],
 ) -> None:
     config = best.replace(**changes)
     whole = fit(*tables, out=tmp_path / "whole", config=config)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, stop_at)
-        with pytest.raises(TrainingStopped):
-            fit(*tables, out=tmp_path / "run", config=config)
+    ctrl_c_in_step(stop_at)
+    with pytest.raises(TrainingStopped):
+        fit(*tables, out=tmp_path / "run", config=config)
     torch.manual_seed(99)  # whatever happened in between
     run = fit(*tables, out=tmp_path / "run", config=config, resume=True)
     assert same_weights(whole, run) and timeless(run) == timeless(whole)
@@ -333,9 +302,9 @@ def test_the_moving_average_is_what_is_validated_and_saved(
 
 
 def test_the_state_holds_the_average_and_is_refused_without_it(
-    tables: Tables, best: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tables: Tables, best: Config, tmp_path: Path, ctrl_c_in_step: Callable[[int], None]
 ) -> None:
-    interrupt_after(monkeypatch, 5)
+    ctrl_c_in_step(5)
     with pytest.raises(TrainingStopped) as stopped:
         fit(*tables, out=tmp_path / "run", config=best)
     with safe_open(stopped.value.run.state_path, framework="pt") as file:

@@ -102,9 +102,7 @@ def evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     result = evaluate(
         arguments.model,
         data=arguments.data,
-        split=arguments.split,
-        options=table_options(arguments),
-        own=_own_towers(arguments),
+        **_measured_on(arguments),
         hubness=arguments.hubness,
         protocol=arguments.protocol,
         against=arguments.against,
@@ -126,9 +124,7 @@ def blend(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         arguments.first,
         arguments.second,
         data=arguments.data,
-        split=arguments.split,
-        options=table_options(arguments),
-        own=_own_towers(arguments),
+        **_measured_on(arguments),
         steps=arguments.steps,
         out=arguments.out,
     )
@@ -148,9 +144,7 @@ def search(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
         arguments.query,
         k=arguments.k,
         data=arguments.data,
-        split=arguments.split,
-        options=table_options(arguments),
-        own=_own_towers(arguments),
+        **_measured_on(arguments),
     )
     if arguments.json:
         print(json.dumps([hit.to_dict() for hit in hits], ensure_ascii=False))
@@ -189,9 +183,7 @@ def zeroshot(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     outcome = zero_shot(
         arguments.model,
         arguments.data,
-        split=arguments.split,
-        options=table_options(arguments),
-        own=_own_towers(arguments),
+        **_measured_on(arguments),
         templates=read_templates(Path(arguments.templates)) if arguments.templates else TEMPLATES,
         names=read_names(Path(arguments.names)) if arguments.names else None,
         probe=not arguments.no_probe,
@@ -231,6 +223,15 @@ def table_options(arguments: argparse.Namespace) -> Any:
         arguments.caption,
         arguments.val,
     )
+
+
+def _measured_on(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Split, columns and own towers, which all commands that open a model take."""
+    return {
+        "split": arguments.split,
+        "options": table_options(arguments),
+        "own": _own_towers(arguments),
+    }
 
 
 def _own_towers(arguments: argparse.Namespace) -> Any:

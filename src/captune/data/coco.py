@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from functools import cached_property
 from importlib.resources import files
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captune.console import say, some
-from captune.data.table import CaptionTable, file_key
+from captune.data.table import CaptionTable, file_key, files_present
 from captune.errors import CaptuneError, nearest
 from captune.files import read_json
 
@@ -115,8 +114,8 @@ class CocoSource:
                 raise CaptuneError(f"{path} has no list {key!r}: it is not a COCO captions file")
         folder = self.folder / f"{split}2014"
         images, captions = _parse(path, folder, content)
-        present = set(os.listdir(folder)) if folder.is_dir() else set()
-        absent = [n for _, n, p in images if p.name not in present and not p.is_file()]
+        there = files_present([str(path) for _, _, path in images])
+        absent = [name for (_, name, _), found in zip(images, there, strict=True) if not found]
         if len(absent) == len(images):
             raise CaptuneError(
                 f"none of the {len(images):,} images of {path.name} lies in {folder} "

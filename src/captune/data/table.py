@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,22 @@ def file_key(file_name: str) -> str:
     """
     bare = file_name.rsplit("/", 1)[-1]
     return bare if bare.startswith("COCO_") else file_name
+
+
+def files_present(paths: Sequence[str]) -> list[bool]:
+    """Which files are there: folders are listed once, which is far quicker than to ask for each."""
+    listed: dict[str, set[str]] = {}
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+            except OSError:
+                listed[folder] = set()
+        # Where case does not matter a listing may spell it otherwise.
+        found.append(name in listed[folder] or os.path.isfile(path))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.parquet
 
 from captune.console import say, some
 from captune.data.rowset import RowSet
-from captune.data.table import CaptionTable
+from captune.data.table import CaptionTable, files_present
 from captune.errors import CaptuneError, nearest
 
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "filename", "image_path", "file_path", "path")
@@ -160,7 +159,7 @@ class TableSource:
                 f"table {self.path}`, then train on the captions.parquet that it writes"
             )
         paths = [str(self.path.parent / name) for name in names]
-        there = present(paths)
+        there = files_present(paths)
         absent = [name for name, found in zip(names, there, strict=True) if not found]
         if len(absent) == len(names):
             raise CaptuneError(
@@ -184,22 +183,6 @@ class TableSource:
             kept = [name not in gone for name in table.images["file_name"].to_pylist()]
             table = table.take_images(np.flatnonzero(kept))
         return table
-
-
-def present(paths: Sequence[str]) -> list[bool]:
-    """Which files are there: folders are listed once, which is far quicker than to ask for each."""
-    listed: dict[str, set[str]] = {}
-    found = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            try:
-                listed[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-            except OSError:
-                listed[folder] = set()
-        # Where case does not matter a listing may spell it otherwise.
-        found.append(name in listed[folder] or os.path.isfile(path))
-    return found
 
 
 def image_id(name: str) -> int:

@@ -71,10 +71,15 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
         )
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
     result, hits = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
+    return Measured({**result, **said_of_model(opened, table)}, embeddings, hits)
+
+
+def said_of_model(opened: Opened, table: CaptionTable) -> dict[str, Any]:
+    """What every result says of its model: name, fingerprints, and the images of ``table`` that it
+    has met before, with ``notes`` on them."""
     overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
     chosen = "blend's alpha" if opened.run and opened.run.is_blend else "best epoch"
-    told = {
-        **result,
+    return {
         "model": opened.name,
         "fingerprints": {
             "model": weights_digest(opened.model),
@@ -84,7 +89,6 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
         "images_seen_in_selection": overlap[SELECTED],
         "notes": overlap_notes(overlap, chosen),
     }
-    return Measured(told, embeddings, hits)
 
 
 def overlap_notes(overlap: dict[str, int], chosen: str = "best epoch") -> list[str]:

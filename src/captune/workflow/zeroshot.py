@@ -33,12 +33,11 @@ from captune.evaluation.retrieval import Hit
 from captune.evaluation.zeroshot import TEMPLATES, label_embeddings
 from captune.features import FeatureStore
 from captune.files import write_json
-from captune.models import CLIPModel, weights_digest
+from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.report.classes import ClassPage, Confusion, write_class_page
 from captune.training.checkpoints import BEST
-from captune.training.run import SELECTED, TRAINED
-from captune.workflow.evaluate import embed, overlap_notes
+from captune.workflow.evaluate import embed, said_of_model
 from captune.workflow.opening import Opened, OwnTowers, open_model
 
 VERSION = 1
@@ -111,7 +110,6 @@ def _told(
 ) -> dict[str, Any]:
     """What a reader must know: data, classes, prompts, model."""
     table = labelled.table
-    overlap = opened.run.overlap(table) if opened.run else {TRAINED: 0, SELECTED: 0}
     return {
         "format_version": VERSION,
         "data": table.name,
@@ -122,14 +120,7 @@ def _told(
         "class_rule": labelled.rule,
         "ties": "ties count against the true class",
         "templates": list(templates),
-        "model": opened.name,
-        "fingerprints": {
-            "model": weights_digest(opened.model),
-            "text": opened.model.text_fingerprint,
-        },
-        "images_seen_in_training": overlap[TRAINED],
-        "images_seen_in_selection": overlap[SELECTED],
-        "notes": overlap_notes(overlap),
+        **said_of_model(opened, table),
     }
 
 
