@@ -13,8 +13,9 @@ class DepthwiseConv2d(nn.Module):
     """``nn.Conv2d`` with one filter for each channel and no bias, whose bf16 gradients are fast.
 
     On CPUs the library's bf16 gradients of a depthwise convolution are several times slower than
-    its fp32 ones where the stride is above 1 (with respect to the input) or the kernel larger than
-    3 (with respect to the weight). Those are computed in fp32 here, from the same bf16 values.
+    its fp32 ones where the stride is above 1 (with respect to the input) or the kernel wider than
+    3 (with respect to the weight). The first are computed in fp32 here, from the same bf16 values;
+    the second in stripes of the kernel, which are narrow enough.
 
     Args:
         weight: ``(C, 1, k, k)``; becomes this module's parameter.
@@ -57,29 +58,50 @@ class _LowDepthwise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        weight = weight.to(x.dtype)
+        for_x = for_weight = None
+        if ctx.needs_input_grad[0]:
+            dtype = torch.float32 if ctx.stride > 1 else x.dtype
+            parts = [part.to(dtype) for part in (gradient, x, weight)]
+            for_x = _gradients(parts, ctx.stride, ctx.padding, of_x=True).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            stripes = _weight_stripes(gradient, x, weight.to(x.dtype), ctx.stride, ctx.padding)
+            for_weight = torch.cat(stripes, -1).float()
+        return for_x, for_weight, None, None
 
-        def along(place: int, dtype: torch.dtype) -> Tensor:
-            """The gradient with respect to the input (0) or the weight (1)."""
-            found: Tensor = torch.ops.aten.convolution_backward(
-                *(part.to(dtype) for part in (gradient, x, weight)),
-                None,
-                [ctx.stride] * 2,
-                [ctx.padding] * 2,
-                [1, 1],
-                False,
-                [0, 0],
-                len(weight),
-                [place == 0, place == 1, False],
-            )[place]
-            return found
 
-        wanted = ctx.needs_input_grad
-        for_x = along(0, torch.float32 if ctx.stride > 1 else x.dtype) if wanted[0] else None
-        for_weight = along(1, torch.float32 if weight.shape[-1] > 3 else x.dtype)
-        return (
-            for_x.to(x.dtype) if for_x is not None else None,
-            for_weight.float() if wanted[1] else None,
-            None,
-            None,
-        )
+def _weight_stripes(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
+) -> list[Tensor]:
+    """The weight's gradient from left to right, three columns ``(C, 1, k, 3)`` at a time or fewer.
+
+    A column of the kernel has the gradient that a kernel of one column would have on the input
+    from that column on. Zeros are put around the input first: the library is slow, too, where a
+    kernel is taller than what it is moved over.
+    """
+    if weight.shape[-1] <= 3:
+        return [_gradients([gradient, x, weight], stride, padding, of_x=False)]
+    padded = F.pad(x, (padding,) * 4)
+    stripes = []
+    for left in range(0, weight.shape[-1], 3):
+        stripe = weight[..., left : left + 3]
+        right = left + (gradient.shape[-1] - 1) * stride + stripe.shape[-1]
+        parts = [gradient, padded[..., left:right], stripe]
+        stripes.append(_gradients(parts, stride, 0, of_x=False))
+    return stripes
+
+
+def _gradients(parts: list[Tensor], stride: int, padding: int, *, of_x: bool) -> Tensor:
+    """The library's gradient with respect to the input, or else to the weight; ``parts`` are the
+    output's gradient, the input and the weight."""
+    found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        *parts,
+        None,
+        [stride] * 2,
+        [padding] * 2,
+        [1, 1],
+        False,
+        [0, 0],
+        len(parts[2]),
+        [of_x, not of_x, False],
+    )
+    return found[0 if of_x else 1]
