@@ -4,6 +4,10 @@ Each part is added to or taken from `best` or `best-adapter`, alone, and trained
 seeds; figures are rsum on the validation split (on which each run also chose its best epoch, alike
 for all). Differences are paired by seed, their 95 % intervals are Student's t over seeds.
 
+Of `whole`, parts that change stage 2 alone go on from one stage 1 for each seed, that of
+"stage 1 only", and their time is that of stage 2. Time is the processor's, workers included, for
+other work on the machine moves it less.
+
 Results lie in benchmarks/results/quality-PART.json, which is brought up to date after each run:
 stopped, the same command goes on, and --again measures all anew. Prints the table of
 docs/recipe.md.
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +33,7 @@ from captune.data.table import CaptionTable
 from captune.device import best_device, choose_precision
 from captune.evaluation.intervals import mean_over_seeds
 from captune.files import read_versioned, write_json
+from captune.models import CLIPModel
 from captune.training.run import Run
 from captune.workflow.demo import DEMO_CONFIG, demo_config
 
@@ -65,9 +71,10 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
 }
 # Stage 2 takes an hour at full size: its parts are measured on smaller photos for fewer epochs.
 WHOLE = {"recipe": "best-adapter", "image_size": 128, "head_epochs": 10, "num_epochs": 3}
+STAGE_1 = "stage 1 only"
 WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
     "best-adapter, 128 pixels, 3 epochs": {},
-    "stage 1 only": {"freeze_backbone": True},
+    STAGE_1: {"freeze_backbone": True},
     "no stage 1": {"head_epochs": 0},
     "one rate for all layers": {"layer_decay": 1.0, "head_rate_factor": 1.0},
     "lower half of the layers frozen": {"frozen_layers": 0.5},
@@ -89,12 +96,19 @@ WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
     "soup of 3 epochs": {"soup": 3},
     "plain": {"recipe": "plain", "head_epochs": 0},
 }
+# What stage 1 does not read: parts of these keys alone may share one.
+STAGE_2_KEYS = {
+    *("layer_decay", "head_rate_factor", "frozen_layers", "learning_rate", "unfreeze_epochs"),
+    *("freeze_batch_norm", "crop_scale", "colour_jitter", "rand_augment", "train_size_share"),
+    *("mixup", "mix_photos", "progressive_resizing", "soup"),
+}
 # The demo's scenes (captune data demo scenes), at equal time: plain takes as many passes as fit.
 PLAIN = {"recipe": "plain", **demo_config(recipe="plain").differences()}
 DEMO_PARTS: dict[str, Mapping[str, Any]] = {
     "best, as in the demo": {"recipe": DEMO_CONFIG.recipe, **DEMO_CONFIG.differences()},
     **{f"plain, {n} epochs": {**PLAIN, "num_epochs": n} for n in (3, 4, 5)},
 }
+SHARED = {"towers": "minilm-lite0", "log_with": "none"}
 PARTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]] = {
     "head": (HEAD, HEAD_PARTS),
     "whole": (WHOLE, WHOLE_PARTS),
@@ -103,11 +117,15 @@ PARTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]] = {
 
 
 def measure(
-    name: str, config: Config, folder: Path, tables: Sequence[CaptionTable]
+    name: str,
+    config: Config,
+    folder: Path,
+    tables: Sequence[CaptionTable],
+    model: CLIPModel | None = None,
 ) -> dict[str, Any]:
     """Train one run; its best epoch's figures and what it took."""
-    began = time.perf_counter()
-    run: Run = fit(*tables, out=folder, config=config)
+    began, used = time.perf_counter(), processor_seconds()
+    run: Run = fit(*tables, out=folder, config=config, model=model)
     history = run.history()
     best = max(history, key=lambda row: float(row["rsum"]))
     return {
@@ -120,12 +138,29 @@ def measure(
         "best_epoch": best["epoch"],
         "training_seconds": sum(row["seconds"] for row in history),
         "seconds": time.perf_counter() - began,
+        "processor_seconds": processor_seconds() - used,
         "config": config.differences(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"{choose_precision(config.precision, best_device(config.device))}",
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "split": tables[1].describe(),
     }
+
+
+def processor_seconds() -> float:
+    """Of this process and of the workers that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> tuple[Config, Any]:
+    """The config of a part's stage 2, and the model that its seed's stage 1 ends with (trained here
+    where it is not there yet)."""
+    first = Config.from_mapping({**WHOLE, **WHOLE_PARTS[STAGE_1], **SHARED, "seed": config.seed})
+    folder = out / f"stage-1-seed-{config.seed}"
+    fit(*tables, out=folder, config=first, resume=True)
+    model = CLIPModel.from_pretrained(folder)
+    return config.replace(head_epochs=0, temperature=1 / float(model.logit_scale)), model
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +171,7 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 
 
 def table_of(
-    rows: Sequence[Mapping[str, Any]], parts: Sequence[str], time_key: str = "training_seconds"
+    rows: Sequence[Mapping[str, Any]], parts: Sequence[str], time_key: str = "processor_seconds"
 ) -> str:
     """The results as Markdown: means over seeds, intervals, and differences to the first part."""
     lines = [
@@ -149,20 +184,22 @@ def table_of(
         if not found:
             continue
         columns = list(found.values())
-        means = [
-            sum(float(row[key]) for row in columns) / len(columns)
-            for key in ("image_to_text", "text_to_image", time_key)
-        ]
+        means = [mean_of(columns, key) for key in ("image_to_text", "text_to_image")]
+        took = mean_of(columns, time_key, ".0f")
         # Another machine's arithmetic moves the figures: pairs are of one machine.
         shared = [s for s in found if s in base and found[s]["machine"] == base[s]["machine"]]
         difference = ""
         if part != parts[0] and shared:
             difference = _interval([found[s]["rsum"] - base[s]["rsum"] for s in shared], "+.1f")
         rsum = _interval([row["rsum"] for row in columns], ".1f")
-        lines.append(
-            f"| {part} | {means[0]:.1f} | {means[1]:.1f} | {rsum} | {difference} | {means[2]:.0f} |"
-        )
+        lines.append(f"| {part} | {means[0]} | {means[1]} | {rsum} | {difference} | {took} |")
     return "\n".join(lines)
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], key: str, form: str = ".1f") -> str:
+    """Over the rows that have the key; those of before had fewer."""
+    found = [float(row[key]) for row in rows if key in row]
+    return f"{sum(found) / len(found):{form}}" if found else ""
 
 
 def _interval(values: Sequence[float], form: str) -> str:
@@ -196,16 +233,18 @@ def main() -> None:
                 continue
             if any(r["part"] == name and r["seed"] == seed for r in rows_in(path)):
                 continue
-            shared = {"towers": "minilm-lite0", "log_with": "none", "seed": seed}
-            config = Config.from_mapping({**base, **shared, **changes})
+            config = Config.from_mapping({**base, **SHARED, "seed": seed, **changes})
+            model = None
+            if arguments.part == "whole" and STAGE_2_KEYS.issuperset(changes):
+                config, model = after_stage_1(config, arguments.out, tables)
             with TemporaryDirectory(dir=arguments.out) as scratch:
                 if arguments.part == "demo":  # features are a part of what best costs
                     os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
-                row = measure(name, config, Path(scratch) / "run", tables)
+                row = measure(name, config, Path(scratch) / "run", tables, model)
             with FileLock(f"{path}.lock"):  # one call may measure one seed, a second call another
                 write_json(path, {"format_version": VERSION, "rows": [*rows_in(path), row]})
             print(f"{name}, seed {seed}: rsum {row['rsum']:.1f}", flush=True)
-    time_key = "seconds" if arguments.part == "demo" else "training_seconds"
+    time_key = "seconds" if arguments.part == "demo" else "processor_seconds"
     print(table_of(rows_in(path), list(parts), time_key))
 
 
