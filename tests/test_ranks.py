@@ -76,7 +76,11 @@ def random_unit(rows: int, dim: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tile", [(1, 1), (7, 3), (64, 100), (1000, 1000), None])
-def test_tiles_change_nothing(tile: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("band", [1, 5, 64, 256])
+def test_tiles_and_bands_change_nothing(
+    tile: tuple[int, int] | None, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "BAND", band)
     image, text = random_unit(100, 16, 0), random_unit(260, 16, 1)
     owner = torch.cat([torch.arange(100), torch.randint(0, 100, (160,))])
     similarity = (image @ text.T).numpy()

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 # A tile of fp32 scores, 5 MB, stays in the cache while it is counted, and tall tiles make the
 # product faster than wide ones; a GPU wants larger products.
 TILE, TILE_ON_GPU = (1024, 1280), (4096, 20480)
+BAND = 256  # rows of a tile that are counted at once on a CPU: more would leave its nearest cache
 
 
 class Ranks(NamedTuple):
@@ -103,7 +104,8 @@ class _Count:
         self.height = min(height, _multiple_of_16(len(image)))
         self.width = min(width, _multiple_of_16(len(text)))
         self.scores = torch.empty(self.height, self.width, device=image.device)
-        self.above = torch.empty_like(self.scores)
+        self.band = self.height if image.is_cuda else min(self.height, BAND)
+        self.above = torch.empty(self.band, self.width, device=image.device)
 
     def ranks(self, every_caption: bool) -> Ranks:
         images, captions = len(self.image), len(self.text)
@@ -122,16 +124,30 @@ class _Count:
                     pairs = self._own_pairs(rows, columns)
                     if pairs is not None:
                         scores[pairs] = -torch.inf  # nobody is their own rival
-                    caption_rank[columns] += self._count(scores, own[columns], 0)
-                    for place in range(thresholds.shape[1]):
-                        least = thresholds[rows, place, None]
-                        rivals[rows, place] += self._count(scores, least, 1)
+                    counted = caption_rank[columns], rivals[rows]
+                    self._tally(scores, own[columns], thresholds[rows], *counted)
                 bar.update(rows.stop - top)
         image_rank = 1 + rivals[:, 0]
         of_own = None
         if every_caption:
             of_own = (1 + places + rivals[self.owner.to(device), places]).cpu()
         return Ranks(image_rank.cpu(), caption_rank.cpu(), of_own)
+
+    def _tally(
+        self,
+        scores: Tensor,
+        own: Tensor,
+        thresholds: Tensor,
+        of_captions: Tensor,
+        of_images: Tensor,
+    ) -> None:
+        """Add a tile's rivals to those counted of its captions ``(c,)`` and its images ``(r, K)``,
+        a band of rows at a time: the tile is then read once, and not once for each count."""
+        bands = (torch.split(part, self.band) for part in (scores, thresholds, of_images))
+        for band, least, found in zip(*bands, strict=True):
+            of_captions += self._count(band, own, 0)
+            for place in range(least.shape[1]):
+                found[:, place] += self._count(band, least[:, place, None], 1)
 
     def _count(self, scores: Tensor, least: Tensor, over: int) -> Tensor:
         """How many ``scores (r, c)`` are at least ``least``, over rows (0) or columns (1)."""
