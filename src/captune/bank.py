@@ -48,8 +48,9 @@ class CaptionBank:
     def lookup(self, caption_rows: Sequence[int] | Rows | Tensor) -> Tensor:
         """``(B,)`` caption rows to ``(B, D)`` fp32 embeddings of unit length."""
         rows = self.row_of_caption[np.asarray(caption_rows, dtype=np.int64)]
+        found = torch.from_numpy(np.take(self.embeddings, rows, axis=0)).float()
         # float16 keeps three digits of the length; normalising gives the rest back.
-        return F.normalize(torch.from_numpy(self.embeddings[rows].astype(np.float32)), dim=-1)
+        return F.normalize(found, dim=-1, out=found)
 
     def all(self) -> Tensor:
         """``(M, D)`` fp32 embeddings of all captions, in caption order."""
