@@ -122,8 +122,9 @@ def heading(*packages: str) -> dict[str, Any]:
     }
 
 
-def keep(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write ``results/NAME.json`` and print what was found."""
+def keep(name: str, result: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Write ``results/NAME.json``, or into ``folder``, and print what was found."""
+    folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", dict(result))
     print(json.dumps(result, indent=2))

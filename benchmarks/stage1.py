@@ -232,7 +232,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         size = (arguments.images, arguments.captions)
         result |= measure(Path(scratch), *size, arguments.epochs, arguments.steps)
-    keep("stage1", result, *([arguments.out] if arguments.out else []))
+    keep("stage1", result, arguments.out)
 
 
 if __name__ == "__main__":
