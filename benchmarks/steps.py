@@ -125,13 +125,16 @@ def resnet50(layers: tuple[int, ...], image_size: int) -> CLIPModel:
     return CLIPModel(RandomText(), image_encoder=tower)
 
 
-def measure(data: Path, batch_size: int, steps: int, repeats: int, **model: Any) -> dict[str, Any]:
+def measure(
+    data: Path, batch_size: int, steps: int, repeats: int, *, precision: str = "auto", **model: Any
+) -> dict[str, Any]:
     """Epochs of ``steps`` steps in turns, after one of each that is not counted."""
     config = Config.from_mapping(
         {
             "recipe": "plain",
             "batch_size": batch_size,
             "num_workers": 0,
+            "precision": precision,
             "log_with": "none",
             "device": "cpu",
         }
