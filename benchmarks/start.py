@@ -1,7 +1,7 @@
 """Seconds until something happens: python benchmarks/start.py [--repeats N] [--images N].
 
 `captune --help`, and `captune train` on a folder of COCO's size (82,783 images, 414,113 captions,
-every image one of a few JPEGs) until its first step begins: table, bank (there already), a
+5,000 more to validate on, every image one of a few JPEGs) until its first step begins: table, bank (there already), a
 ResNet-50 with random weights, loader processes and the first batch of 128 photos. Each in fresh
 processes, from their start on, Python and all imports included. The first process, which builds
 the bank, is not counted. Without stage 1, which would first pass all photos.
@@ -26,6 +26,7 @@ from memory import CAPTIONS, IMAGES, write_coco
 from record import heading, keep, median, timed
 
 HERE = Path(__file__).parent
+VALIDATION = 5000
 
 
 def first_step(words: list[str]) -> None:
@@ -59,8 +60,15 @@ def help_seconds(repeats: int) -> dict[str, Any]:
 def step_seconds(folder: Path, repeats: int, images: int, captions: int) -> dict[str, Any]:
     """Of `captune train` to its first step, the main process's processor seconds with it."""
     write_coco(folder / "coco", images=images, captions=captions)
+    write_coco(
+        folder / "coco",
+        images=VALIDATION,
+        captions=5 * VALIDATION,
+        split="val",
+        first=10_000_000,
+    )
     towers = ["image_encoder=standins:resnet50", "text_encoder=standins:text"]
-    splits = ["train_split=train", "val_split=train", "head_epochs=0", "log_with=none"]
+    splits = ["train_split=train", "val_split=val", "head_epochs=0", "log_with=none"]
     environment = {
         **os.environ,
         "CAPTUNE_CACHE": str(folder / "cache"),
