@@ -1,10 +1,11 @@
 """Seconds until something happens: python benchmarks/start.py [--repeats N] [--images N].
 
 `captune --help`, and `captune train` on a folder of COCO's size (82,783 images, 414,113 captions,
-5,000 more to validate on, every image one of a few JPEGs) until its first step begins: table, bank (there already), a
-ResNet-50 with random weights, loader processes and the first batch of 128 photos. Each in fresh
-processes, from their start on, Python and all imports included. The first process, which builds
-the bank, is not counted. Without stage 1, which would first pass all photos.
+5,000 images more to validate on, every image one of a few JPEGs) until its first step begins:
+tables, banks (there already), a ResNet-50 with random weights, loader processes and the first batch
+of 128 photos. Each in fresh processes, from their start on, Python and all imports included. The
+first process, which builds the banks, is not counted. Without stage 1, which would first pass all
+photos.
 
 Writes benchmarks/results/start.json and prints it.
 """
