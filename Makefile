@@ -1,10 +1,10 @@
-# make demo · make test · make check: each makes .venv first where it is not there.
+# make demo · make test · make check · make bench: each makes .venv first where it is not there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/captune demo
@@ -21,6 +21,12 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# make bench DATA=folder CAPTIONS=file.json AGAIN=1: without DATA, what needs photos is left out (the
+# bank's part takes a file of captions, too); without AGAIN, what lies in benchmarks/results is not
+# measured again.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/all.py $(if $(DATA),--data $(DATA)) $(if $(CAPTIONS),--captions $(CAPTIONS)) $(if $(AGAIN),--again)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

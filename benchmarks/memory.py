@@ -96,32 +96,43 @@ class PeakMemory:
             self.bytes = max(self.bytes, total)
 
 
-def write_coco(folder: Path) -> None:
-    """Annotations of COCO's size; every image is one of a few files."""
-    rng = np.random.default_rng(0)
-    photos = folder / "train2014"
+def write_coco(
+    folder: Path,
+    *,
+    images: int = IMAGES,
+    captions: int = CAPTIONS,
+    size: tuple[int, int] = (640, 480),
+    split: str = "train",
+    first: int = 0,
+) -> None:
+    """Annotations of COCO's size; every image is one of a few files. Ids begin with ``first``."""
+    rng = np.random.default_rng(first)
+    photos = folder / f"{split}2014"
     photos.mkdir(parents=True)
     for number in range(LINKS):
         noise = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-        image = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
-        image.save(folder / f"{number}.jpg", quality=90)
-    names = [f"COCO_train2014_{number:012d}.jpg" for number in range(IMAGES)]
+        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        image.save(folder / f"{split}{number}.jpg", quality=90)
+    numbers = range(first, first + images)
+    names = [f"COCO_{split}2014_{number:012d}.jpg" for number in numbers]
     for number, name in enumerate(names):
-        os.link(folder / f"{number % LINKS}.jpg", photos / name)
-    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        os.link(folder / f"{split}{number % LINKS}.jpg", photos / name)
+    listed = [
+        {"id": number, "file_name": name} for number, name in zip(numbers, names, strict=True)
+    ]
     words = ["a", "man", "woman", "dog", "on", "the", "with", "street", "red", "two", "near"]
-    drawn = rng.integers(0, len(words), (CAPTIONS, 10))
-    captions = [
+    drawn = rng.integers(0, len(words), (captions, 10))
+    annotated = [
         {
-            "id": number,
-            "image_id": number % IMAGES,
+            "id": first + number,
+            "image_id": first + number % images,
             "caption": " ".join(words[word] for word in drawn[number]),
         }
-        for number in range(CAPTIONS)
+        for number in range(captions)
     ]
-    (folder / "annotations").mkdir()
-    path = folder / "annotations" / "captions_train2014.json"
-    path.write_text(json.dumps({"images": images, "annotations": captions}), encoding="utf-8")
+    (folder / "annotations").mkdir(exist_ok=True)
+    path = folder / "annotations" / f"captions_{split}2014.json"
+    path.write_text(json.dumps({"images": listed, "annotations": annotated}), encoding="utf-8")
 
 
 def measure(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from captune import bank as bank_module
 from captune import rowfile
 from captune.bank import CaptionBank
+from captune.encoders.text import ClipTextEncoder, SentenceEncoder
 from captune.errors import CaptuneError
 
 CAPTIONS = [f"caption number {i % 700} " + "long " * (i % 13) for i in range(1000)]
@@ -67,6 +68,51 @@ def test_each_distinct_caption_is_embedded_once_longest_first(tmp_path: Path) ->
     assert lengths == sorted(lengths, reverse=True)
     assert bank.embeddings.shape == (len(set(CAPTIONS)), 8)
     assert bank.embeddings.dtype == np.float16 and isinstance(bank.embeddings, np.memmap)
+
+
+class TokenCountingEncoder(CountingEncoder):
+    """Its tokens are words, so that its order is another than that of the letters."""
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+
+def test_captions_of_as_many_tokens_are_embedded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_module, "COUNTED_AT_ONCE", 300)
+    captions = [caption + "x" * (number % 50) for number, caption in enumerate(CAPTIONS)]
+    encoder = TokenCountingEncoder()
+    bank = CaptionBank.build(captions, encoder, cache=tmp_path)
+    counts = encoder.token_counts(encoder.texts)
+    assert counts == sorted(counts, reverse=True) and len(counts) == len(set(captions))
+    expected = torch.cat([vectors([caption]) for caption in captions])
+    torch.testing.assert_close(bank.all(), expected, atol=1e-3, rtol=0)
+
+
+def test_what_was_begun_in_another_order_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_module, "BATCH", 16)
+    monkeypatch.setattr(rowfile, "SECONDS_BETWEEN_MARKS", 0.0)
+    captions = [caption + "x" * (number % 50) for number, caption in enumerate(CAPTIONS)]
+    with pytest.raises(KeyboardInterrupt):
+        CaptionBank.build(captions, CountingEncoder(fail_after=300), cache=tmp_path)
+    encoder = TokenCountingEncoder()
+    bank = CaptionBank.build(captions, encoder, cache=tmp_path)
+    assert len(encoder.texts) == len(set(captions))
+    expected = torch.cat([vectors([caption]) for caption in captions])
+    torch.testing.assert_close(bank.all(), expected, atol=1e-3, rtol=0)
+
+
+def test_own_towers_count_the_tokens_they_pad_to(tiny_sentence: Path, tiny_clip: Path) -> None:
+    texts = ["a dog", "a " + "very " * 60 + "old dog", "cats"]
+    sentence = SentenceEncoder(str(tiny_sentence))
+    padded = sentence.model.tokenize(texts)["attention_mask"].sum(1).tolist()
+    assert sentence.token_counts(texts) == padded and max(padded) == 32
+    clip = ClipTextEncoder(str(tiny_clip))
+    assert clip.token_counts(texts)[1] == clip.max_tokens
+    assert clip.token_counts(texts)[0] == len(clip.tokenizer("a dog")["input_ids"])
 
 
 def test_the_second_build_embeds_nothing(tmp_path: Path) -> None:

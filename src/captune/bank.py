@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from captune.device import autocast, choose_precision, keep_freed_memory
 from captune.encoders.text import TextEncoder
@@ -22,6 +23,7 @@ from captune.rowfile import Halves, RowFile, Rows
 
 VERSION = 1
 BATCH = 128
+COUNTED_AT_ONCE = 10_000
 
 
 class CaptionBank:
@@ -48,8 +50,9 @@ class CaptionBank:
     def lookup(self, caption_rows: Sequence[int] | Rows | Tensor) -> Tensor:
         """``(B,)`` caption rows to ``(B, D)`` fp32 embeddings of unit length."""
         rows = self.row_of_caption[np.asarray(caption_rows, dtype=np.int64)]
+        found = torch.from_numpy(np.take(self.embeddings, rows, axis=0)).float()
         # float16 keeps three digits of the length; normalising gives the rest back.
-        return F.normalize(torch.from_numpy(self.embeddings[rows].astype(np.float32)), dim=-1)
+        return F.normalize(found, dim=-1, out=found)
 
     def all(self) -> Tensor:
         """``(M, D)`` fp32 embeddings of all captions, in caption order."""
@@ -91,9 +94,8 @@ class CaptionBank:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not (folder / "bank.json").is_file():
-                texts = _EmbeddingJob(encoder, distinct, device, precision, progress)
-                shape = (len(distinct), encoder.dimension)
-                texts.fill(RowFile(folder, "embeddings", shape, fingerprint))
+                job = _EmbeddingJob(encoder, distinct, device, precision, progress)
+                job.fill(folder, fingerprint)
                 np.save(folder / "rows.npy", rows, allow_pickle=False)
                 write_json(
                     folder / "bank.json",
@@ -153,19 +155,41 @@ class _EmbeddingJob:
         self.device = device
         self.precision = precision
         self.progress = progress
-        # Batches of like length waste no padding; the longest first shows at once if memory fits.
-        self.order = np.argsort([-len(text) for text in distinct], kind="stable")
 
-    def fill(self, file: RowFile) -> None:
-        """Embed what ``file`` lacks."""
+    def fill(self, folder: Path, fingerprint: str) -> None:
+        """Embed what the file in ``folder`` lacks."""
+        order = self._order()
+        # What was left by an interrupted build can be kept where it went in the same order.
+        begun = hashlib.blake2b(order.tobytes(), key=fingerprint.encode()).hexdigest()
+        file = RowFile(folder, "embeddings", (len(self.distinct), self.encoder.dimension), begun)
         file.fill(
-            self.order,
+            order,
             lambda rows: self._embed([self.distinct[row] for row in rows]),
             batch=BATCH,
             words="embedding captions",
             unit="caption",
             progress=self.progress,
         )
+
+    def _order(self) -> Rows:
+        """The longest first, which shows at once if memory fits; batches of like length waste no
+        padding, least where the encoder tells how many tokens it makes of a text."""
+        count = getattr(self.encoder, "token_counts", None)
+        if count is None:
+            return np.argsort([-len(text) for text in self.distinct], kind="stable")
+        counts: list[int] = []
+        bar = tqdm(
+            total=len(self.distinct),
+            desc="counting tokens",
+            unit="caption",
+            disable=not self.progress,
+            leave=False,
+        )
+        with bar:
+            for start in range(0, len(self.distinct), COUNTED_AT_ONCE):
+                counts += count(self.distinct[start : start + COUNTED_AT_ONCE])
+                bar.update(len(counts) - bar.n)
+        return np.argsort(-np.asarray(counts), kind="stable")
 
     def _embed(self, texts: list[str]) -> Halves:
         with autocast(self.device, self.precision):

@@ -98,11 +98,11 @@ class FeatureStore:
         An image with a caption that says left or right is never given mirrored; one that could
         not be read is NaN. A store without the mirrored view gives plain ones.
         """
-        found = self.plain[rows].astype(np.float32)
+        found = np.take(self.plain, rows, axis=0)
         if mirrored is not None and self.mirrored is not None:
             chosen = mirrored & self.flippable[rows]
             found[chosen] = self.mirrored[rows[chosen]]
-        return torch.from_numpy(found)
+        return torch.from_numpy(found).float()
 
     def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
         """``(F,)`` each, fp32, over the readable images as they are, not mirrored.

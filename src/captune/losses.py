@@ -245,9 +245,9 @@ class ContrastiveLoss(_Tempered):
             negative = ~(ignored | (share > 0))
             weights = _log_weights(self.hard_negatives * cosine.detach(), negative)
             logits = logits + weights
-        # The lowest number, not -inf, here and below: where nothing is left, that would be NaN.
-        logits = logits.masked_fill(ignored, torch.finfo(logits.dtype).min)
-        log_share = logits.log_softmax(1).masked_fill(ignored, 0.0)
+        # The lowest number, not -inf, here and below: where nothing is left, that would be NaN, and
+        # times the target, which is 0 there, too.
+        log_share = logits.masked_fill_(ignored, torch.finfo(logits.dtype).min).log_softmax(1)
 
         total = share.sum(1, keepdim=True)
         answered = total[:, 0] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from captune.data.dataset import COCOClipDataset, DrawKey, EpochBatches, Sample, SkippingDataset
+from captune.data.dataset import (
+    COCOClipDataset,
+    DrawKey,
+    EpochBatches,
+    Sample,
+    SkippingDataset,
+    names_sides,
+)
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
 
@@ -133,3 +141,22 @@ def test_in_order_nothing_is_dropped() -> None:
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     batches = EpochBatches(5, 12, seed=0, shuffle=True)
     assert [len(batch) for batch in batches] == [5]
+
+
+def test_sides_are_found_as_by_one_caption_after_the_other() -> None:
+    """Whole words only, in any case, of any script's letters."""
+    words = ["left", "LEFT,", "on-right", "lefty", "bright", "rıght", "RİGHT", "éleft", "up"]
+    forms = ("{}", "a {}", "{} b", "a {} b")
+    captions = [form.format(word) for word in words for form in forms]
+    table = CaptionTable.build(
+        [(number, f"{number}.jpg", Path("x")) for number in range(12)],
+        [(number, caption, number // 3) for number, caption in enumerate(captions)],
+        name="sides",
+        split="train",
+    )
+    slow = np.zeros(12, dtype=bool)
+    for number, caption in enumerate(captions):
+        slow[number // 3] |= bool(re.search(r"\b(left|right)\b", caption, re.IGNORECASE))
+    assert np.array_equal(names_sides(table), slow)
+    assert 0 < slow.sum() < 12
+    assert not names_sides(table.take_images(np.flatnonzero(~slow))).any()

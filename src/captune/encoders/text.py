@@ -35,6 +35,9 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 class TextEncoder(Protocol):
     """What captune asks of a text tower.
 
+    One that also has ``token_counts(texts)``, the number of tokens of each, is given texts of like
+    counts together when many are embedded: batches then need hardly any padding.
+
     Attributes:
         name: how to load it again: a hub name, a folder, or any word for an own one.
         dimension: D.
@@ -81,6 +84,10 @@ class ClipTextEncoder:
         self.dimension = int(model.config.projection_dim)
         self.fingerprint = _fingerprint(model, self.tokenizer, "", self.max_tokens)
         self._refuse_wrong_tokenizer()
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text becomes."""
+        return _token_counts(self.tokenizer, texts, self.max_tokens)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -145,6 +152,10 @@ class SentenceEncoder:
         self.fingerprint = _fingerprint(
             self.model, self.model.tokenizer, prompt, int(self.model.max_seq_length or 0)
         )
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text becomes, a prompt not counted."""
+        return _token_counts(self.model.tokenizer, texts, self.model.max_seq_length)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -235,6 +246,12 @@ def _packaged_folder() -> Path:
     except ImportError:
         raise MissingExtraError(f"text encoder {PACKAGED}", PACKAGED, "demo") from None
     return Path(get_model_path())
+
+
+def _token_counts(tokenizer: Any, texts: Sequence[str], max_tokens: int | None) -> list[int]:
+    cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
+    tokens = tokenizer(list(texts), **cut, return_attention_mask=False)["input_ids"]
+    return list(map(len, tokens))
 
 
 def _fingerprint(model: nn.Module, tokenizer: Any, prompt: str, max_tokens: int) -> str:
