@@ -206,12 +206,13 @@ def match_part(
     else:
         partner, weight = mix[0], mix[1].to(device)
         both = block(torch.cat((mine, partner[rows])), slice(None))
-        halves = (Block(*(mask[part] for mask in both[:2])) for part in _halves(len(mine)))
-        to_text = _mixed(*halves, weight[rows])
-        whole = block(every, columns)
-        there = partner.to(device)
-        other = Block(whole.positive[there], whole.ignored[there])
-        to_image = _mixed(whole, other, weight)
+        one, other = (
+            Block(both.positive[half], both.ignored[half])
+            for half in (slice(len(mine)), slice(len(mine), None))
+        )
+        to_text = _mixed(one, other, weight[rows])
+        one, there = block(every, columns), partner.to(device)
+        to_image = _mixed(one, Block(one.positive[there], one.ignored[there]), weight)
     return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total)
 
 
@@ -222,10 +223,6 @@ def whole(pairs: Pairs) -> PairsPart:
     to_image = Block(*(None if mask is None else mask[:, own] for mask in to_text)).turned  # type: ignore[arg-type]
     columns = torch.arange(pairs.own, device=pairs.images.device)
     return PairsPart(*pairs[:3], slice(None), columns, to_text, to_image, lambda tensor: tensor)
-
-
-def _halves(rows: int) -> tuple[slice, slice]:
-    return slice(rows), slice(rows, 2 * rows)
 
 
 def _mixed(one: Block, other: Block, weight: Tensor) -> Block:

@@ -1,8 +1,8 @@
 """Several processes that do one job: who they are, and what they tell one another.
 
-``torchrun`` and ``accelerate launch`` start the same command several times and say in the environment
-which of them each is. All of them walk the same way through captune; what must be done once is done
-by process 0, *the main one*, and what it found is told to the others.
+``torchrun`` and ``accelerate launch`` start the same command several times and say in the
+environment which of them each is. All walk the same way through captune; what must be done once is
+done by process 0, *the main one*, and what it found is told to the others.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch import Tensor
 
 from captune.errors import CaptuneError
@@ -26,6 +29,8 @@ T = TypeVar("T")
 # What ends a wait is that the other side's connection closes; this only bounds a frozen machine.
 LONGEST_WAIT = timedelta(days=1)
 
+SECONDS_TO_APPEAR = 90.0  # network file systems look again at a folder after a minute
+
 
 class ProcessLostError(CaptuneError):
     """Another process of the job ended while this one was waiting for it."""
@@ -34,8 +39,8 @@ class ProcessLostError(CaptuneError):
 class Processes:
     """The ``count`` processes of a job, seen by number ``rank``.
 
-    With a count of 1 nothing is sent anywhere, and torch.distributed is not touched. All methods but
-    :meth:`share` are collective: every process must call them, in the same order.
+    With a count of 1 nothing is sent anywhere, and torch.distributed is not touched. All methods
+    but :meth:`share` are collective: every process must call them, in the same order.
 
     Args:
         rank: from 0, which is the main one.
@@ -61,7 +66,7 @@ class Processes:
 
     # -- agreement --------------------------------------------------------------------------
     def from_main(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the main process, which alone calls it: anything that JSON holds.
+        """What ``make`` returns in the main process, which alone calls it: what JSON can hold.
 
         Raises:
             CaptuneError: in all processes, where ``make`` raised it in the main one.
@@ -91,6 +96,27 @@ class Processes:
         made: list[T] = []
         self.from_main(lambda: made.append(make()))
         return made[0] if made else make()
+
+    @contextlib.contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Keep other jobs from writing ``folder`` meanwhile."""
+        with FileLock(f"{folder}.lock") if self.main else contextlib.nullcontext():
+            yield
+
+    def see(self, path: Path) -> None:
+        """See that all processes find the file that the main one has just written.
+
+        Raises:
+            CaptuneError: one does not; its machine does not share the folder.
+        """
+        waited = time.monotonic() + SECONDS_TO_APPEAR
+        while self.count > 1 and not path.is_file() and time.monotonic() < waited:
+            time.sleep(0.05)
+        if self.any(not path.is_file()):
+            raise CaptuneError(
+                f"{path} was written and is not seen on every machine: runs and $CAPTUNE_CACHE "
+                "must lie in folders that all machines of the job share"
+            )
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in one of them at least."""
