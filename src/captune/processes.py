@@ -86,6 +86,10 @@ class Processes:
         self._broadcast(json.dumps({"value": value}).encode())
         return value
 
+    def wait_for_main(self) -> None:
+        """Go on when the main process, too, has come here."""
+        self.from_main(lambda: None)
+
     def main_first(self, make: Callable[[], T]) -> T:
         """What ``make`` returns here, after the main process has called it: what it downloads is
         then on disk.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,44 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_steps_of_several_processes_are_those_of_one(world: int, folder: Path) -> None:
     finish(start(world, folder, "every_kind", "own_statistics", "whole", "stopped", "refused"))
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[list[tuple[str, str]]]:
+    """Two network namespaces with a cable between them: nodes that share a file system alone."""
+    names = [f"captune-{os.getpid()}-{end}" for end in "ab"]
+    cables = [f"ct{os.getpid() % 10**6}{end}" for end in "ab"]
+    if shutil.which("ip") is None:
+        pytest.skip("iproute2 is not installed")
+    ip("link", "add", cables[0], "type", "veth", "peer", "name", cables[1], skip=True)
+    try:
+        for place, (name, cable) in enumerate(zip(names, cables, strict=True), 1):
+            ip("netns", "add", name, skip=True)
+            ip("link", "set", cable, "netns", name)
+            ip("-n", name, "address", "add", f"10.213.0.{place}/24", "dev", cable)
+            for device in (cable, "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        yield list(zip(names, cables, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        subprocess.run(["ip", "link", "delete", cables[0]], capture_output=True)
+
+
+def ip(*words: str, skip: bool = False) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode and skip:
+        pytest.skip(f"network namespaces are not permitted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_nodes_are_one_process(folder: Path, two_nodes: list[tuple[str, str]]) -> None:
+    """Each has a network of its own: nothing goes over the loopback, which they do not share."""
+    within = [
+        ("ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={cable}")
+        for name, cable in two_nodes
+    ]
+    finish(start(2, folder, "best", "head", "broken", within=within, address="10.213.0.1"))
 
 
 def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:

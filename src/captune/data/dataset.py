@@ -18,7 +18,6 @@ from captune.data.pixels import UnreadableImageError, load_image, resize_and_cro
 from captune.data.sources import find_dataset_dir, open_source
 from captune.data.table import CaptionTable, Rows
 from captune.data.tabular import TableOptions
-from captune.errors import CaptuneError
 from captune.processes import Processes
 
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -183,11 +182,6 @@ class EpochBatches(Sampler[list[DrawKey]]):
         here: Processes | None = None,
     ) -> None:
         self.here = here or Processes()
-        if shuffle and batch_size < self.here.count:
-            raise CaptuneError(
-                f"batches of {batch_size} images cannot be shared by {self.here.count} processes: "
-                "take batch_size and head_batch_size at least as large, or fewer processes"
-            )
         self.images = images
         self.batch_size = batch_size
         self.seed = seed

@@ -93,6 +93,12 @@ def fit(
     """
     config = Config.from_mapping(config)
     here = processes()
+    smallest = min(config.batch_size, config.head_batch_size)
+    if smallest < here.count:
+        raise CaptuneError(
+            f"batches of {smallest} images cannot be shared by {here.count} processes: take "
+            "batch_size and head_batch_size at least as large, or fewer processes"
+        )
     say(config.describe())
     run = Run(Path(out), config, provenance or Provenance())
     here.check_same("\0".join([config.to_json(), train.digest, val.digest]), "data or config")
@@ -239,19 +245,23 @@ class _Fit:
                 if on_epoch is not None:
                     on_epoch(self.run)
                 if self._stopping() and not finished(self.run.config, history):
-                    raise TrainingStopped(self.run)
+                    raise self._halted()
             self._taste_soup(history)
         if self.here.main:  # three times the weights, and of no more use
             self.run.state_path.unlink(missing_ok=True)
         if self.run.config.log_with != "none":
             self.accelerator.end_training()
         if self._stopping():  # in the last validation: whoever called must not go on
-            raise TrainingStopped(self.run)
+            raise self._halted()
         return self.run
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop: all stop together, after the same step."""
         return self.here.any(self.stop.requested)
+
+    def _halted(self) -> TrainingStopped:
+        self.here.wait_for_main()  # a process that ends makes the launcher end the others
+        return TrainingStopped(self.run)
 
     def _save_state(self, progress: EpochProgress) -> None:
         if self.here.main:
@@ -337,7 +347,7 @@ class _Fit:
             if not self.run.weights_path.is_file():
                 say("no epoch is done yet: keeping the weights of this moment, not validated")
                 self._save()
-            raise TrainingStopped(self.run)
+            raise self._halted()
 
     def _taste_soup(self, history: list[dict[str, Any]]) -> None:
         """Keep the mean of the best epochs where validation finds it better than the best one."""
