@@ -15,21 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from captune import bank as bank_module
+from captune import features as features_module
 from captune import processes as processes_module
+from captune import rowfile as rowfile_module
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
+from captune.evaluation import embeddings as embeddings_module
 from captune.evaluation.embeddings import embed_images
 from captune.features import FeatureStore
 from captune.losses import Criterion, InfoNCELoss
 from captune.models import CLIPModel
 from captune.processes import ProcessLostError, alone, leave, processes, watched
+from captune.rowfile import Halves, RowFile, Rows
 from captune.training import fit as fit_module
 from captune.training.criteria import make_criterion
 from captune.training.feature_batches import FeatureBatches
@@ -227,9 +233,55 @@ def assert_same_run(one: Run, other: Run) -> None:
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=2e-4)
 
 
+def stores() -> None:
+    """Captions, photos and any rows are computed in turns, and where one process was interrupted
+    several go on: each row that was missing is computed once."""
+    here = processes()
+    table = table_of("broken")
+    bank_module.BATCH = features_module.BATCH = 3
+    model = CLIPModel.from_config(config_of())
+    made = []
+    for name in ("one", "together"):
+        cache = FOLDER / f"stores-{here.count}-{name}-{here.rank if name == 'one' else 'all'}"
+        with alone() if name == "one" else contextlib.nullcontext():
+            bank = CaptionBank.build(table.texts(), model.text_encoder, cache=cache)
+            kept = {"mirrored": True, "cache": cache, "num_workers": 0}
+            made.append((bank, FeatureStore.build(table, model, **kept)))  # type: ignore[arg-type]
+    (bank, store), (shared_bank, shared_store) = made
+    assert torch.equal(bank.all(), shared_bank.all())
+    assert store.readable.tolist() == shared_store.readable.tolist()
+    for one, other in ((store.plain, shared_store.plain), (store.mirrored, shared_store.mirrored)):
+        assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
+
+    computed: list[int] = []
+    limit = 6
+
+    def compute(rows: Rows) -> Halves:
+        if len(computed) >= limit:
+            raise KeyboardInterrupt
+        computed.extend(rows.tolist())
+        return np.repeat(rows[:, None], 2, 1).astype(np.float16)
+
+    rowfile_module.SECONDS_BETWEEN_MARKS = 0.0
+    file = RowFile(FOLDER / f"rows-{here.count}", "rows", (23, 2), "one")
+    order = np.random.default_rng(0).permutation(23)
+    words: dict[str, Any] = {"batch": 3, "words": "rows", "unit": "row", "progress": False}
+    if here.main:
+        file.folder.mkdir()
+        with alone(), contextlib.suppress(KeyboardInterrupt):
+            file.fill(order, compute, **words)
+    limit = 100
+    file.fill(order, compute, **words)
+    here.see(file.path)
+    assert np.array_equal(file.open("rows")[:, 0], np.arange(23))
+    every = here.all_rows(torch.tensor(computed, dtype=torch.int64)).tolist()
+    assert sorted(every) == list(range(23)) and len(computed) < 23 - 5
+
+
 def whole() -> None:
     """Both stages, validated, kept, measured, as one process does."""
     world = processes().count
+    embeddings_module.BATCH = 3
     config = config_of(soup=2, keep_epochs=True)
     with alone():
         one = fitted(f"one-{world}-{processes().rank}-{os.environ['RANK']}", config)

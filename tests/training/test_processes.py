@@ -94,7 +94,11 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_steps_of_several_processes_are_those_of_one(world: int, folder: Path) -> None:
-    finish(start(world, folder, "every_kind", "own_statistics", "whole", "stopped", "refused"))
+    finish(
+        start(
+            world, folder, "every_kind", "own_statistics", "stores", "whole", "stopped", "refused"
+        )
+    )
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"captune: error: {error.strerror}: {error.filename}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("captune: stopped", file=sys.stderr)
+        if SPEAKS:
+            print("captune: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
