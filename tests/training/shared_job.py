@@ -282,13 +282,16 @@ def whole() -> None:
     """Both stages, validated, kept, measured, as one process does."""
     world = processes().count
     embeddings_module.BATCH = 3
-    config = config_of(soup=2, keep_epochs=True)
+    config = config_of(soup=2, keep_epochs=True, log_with="tensorboard")
     with alone():
         one = fitted(f"one-{world}-{processes().rank}-{os.environ['RANK']}", config)
     together = fitted(f"together-{world}", config)
     assert_same_run(one, together)
     assert (together.folder / "checkpoints" / "epoch-4.safetensors").is_file()
     assert not together.state_path.exists()
+    assert len(list((together.folder / "logs").rglob("events.*"))) == len(
+        list((one.folder / "logs").rglob("events.*"))
+    )
     assert fitted(f"together-{world}", config).is_complete  # and nothing is trained again
     with alone():
         model = together.load_model()

@@ -150,7 +150,8 @@ class _Fit:
         self.model = model
         self.criterion = criterion or make_criterion(config, model.dimension)
         self.accelerator = make_accelerator(config, **tracking_options(run))
-        if config.log_with != "none":
+        self.logs = config.log_with != "none" and self.here.main
+        if self.logs:
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
         if isinstance(self.criterion, torch.nn.Module):
@@ -249,8 +250,8 @@ class _Fit:
             self._taste_soup(history)
         if self.here.main:  # three times the weights, and of no more use
             self.run.state_path.unlink(missing_ok=True)
-        if self.run.config.log_with != "none":
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers if self.logs else ():
+            tracker.finish()  # end_training would leave the other processes, too
         if self._stopping():  # in the last validation: whoever called must not go on
             raise self._halted()
         return self.run
@@ -338,7 +339,7 @@ class _Fit:
         if due or stopping:
             meter.settle()
             self._save_state(progress)
-        if progress.step % STEPS_BETWEEN_READINGS == 0 and self.run.config.log_with != "none":
+        if progress.step % STEPS_BETWEEN_READINGS == 0 and self.logs:
             meter.settle()
             rate = float(self.parts.optimizer.param_groups[0]["lr"])
             values = {"train/loss": meter.last_loss, "train/learning_rate": rate}
@@ -409,5 +410,5 @@ class _Fit:
             say(epoch_line(row, planned_epochs(self.run.config), best is row))
         for warning in self.watchdog.look(self._signs(row)):
             say(warning)
-        if self.run.config.log_with != "none":
+        if self.logs:
             self.accelerator.log(epoch_values(row), step=row["step"])
