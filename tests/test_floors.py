@@ -18,6 +18,7 @@ FLOORS = {
     "recipes": 0,
     "config": 0,
     "device": 0,
+    "processes": 0,
     "matching": 1,
     "ranks": 1,
     "rowfile": 1,
@@ -38,7 +39,7 @@ FLOORS = {
     "__main__": 9,
 }
 # Within the ground floor, in this order.
-GROUND = ("errors", "console", "files", "preprocess", "device", "recipes", "config")
+GROUND = ("errors", "console", "files", "preprocess", "device", "processes", "recipes", "config")
 # The façade hands names on lazily; only its version may be read from below.
 FACADE = "__init__"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -19,6 +18,7 @@ from captune.device import autocast, choose_precision, keep_freed_memory
 from captune.encoders.text import TextEncoder
 from captune.errors import CaptuneError
 from captune.files import cache_dir, read_versioned, write_json
+from captune.processes import processes
 from captune.rowfile import Halves, RowFile, Rows
 
 VERSION = 1
@@ -92,27 +92,29 @@ class CaptionBank:
         fingerprint = _fingerprint(encoder, precision, distinct, rows)
         folder = (cache or cache_dir() / "banks") / fingerprint
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder) + ".lock"):
-            if not (folder / "bank.json").is_file():
+        here = processes()
+        with here.locked(folder):
+            if not here.from_main((folder / "bank.json").is_file):
                 job = _EmbeddingJob(encoder, distinct, device, precision, progress)
                 job.fill(folder, fingerprint)
-                np.save(folder / "rows.npy", rows, allow_pickle=False)
-                write_json(
-                    folder / "bank.json",
-                    {
-                        "format_version": VERSION,
-                        "fingerprint": fingerprint,
-                        "text_encoder": encoder.name,
-                        "precision": precision,
-                        "captions": len(rows),
-                        "distinct": len(distinct),
-                        "dimension": encoder.dimension,
-                    },
-                )
+                stated = {
+                    "format_version": VERSION,
+                    "fingerprint": fingerprint,
+                    "text_encoder": encoder.name,
+                    "precision": precision,
+                    "captions": len(rows),
+                    "distinct": len(distinct),
+                    "dimension": encoder.dimension,
+                }
+                if here.main:
+                    np.save(folder / "rows.npy", rows, allow_pickle=False)
+                    write_json(folder / "bank.json", stated)
+                here.see(folder / "bank.json")
             try:
-                return cls.open(folder, fingerprint)
+                return here.main_first(lambda: cls.open(folder, fingerprint))
             except CaptuneError:
-                shutil.rmtree(folder)  # damaged: the next build makes it anew
+                if here.main:
+                    shutil.rmtree(folder)  # damaged: the next build makes it anew
                 raise
 
     @classmethod

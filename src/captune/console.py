@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+
+# Of several processes of a job only the first one speaks: its words are true of all.
+SPEAKS = int(os.environ.get("WORLD_SIZE") or 1) == 1 or os.environ.get("RANK") == "0"
+if not SPEAKS:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported, which reads it then
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 class _StderrHandler(logging.Handler):
@@ -17,7 +24,7 @@ class _StderrHandler(logging.Handler):
 logger = logging.getLogger("captune")
 if not logger.handlers:
     logger.addHandler(_StderrHandler())
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if SPEAKS else logging.ERROR)
     logger.propagate = False
 
 

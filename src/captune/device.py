@@ -64,13 +64,22 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def loader_workers(requested: int) -> int:
-    """Processes that decode images: as asked for, else one core is left to the training step."""
-    return requested if requested >= 0 else max(1, min(8, (os.cpu_count() or 1) - 1))
+    """Processes that decode images: as asked for, else one core is left to the training step.
+
+    Several training processes on a machine divide its cores among them.
+    """
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return requested if requested >= 0 else max(1, min(8, cores - 1))
 
 
 def ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one shall act on it."""
+    """Ctrl-C reaches every process of the terminal; only the main one shall act on it.
+
+    A launcher of several processes passes a polite kill to all of a group in the same way.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get("LOCAL_WORLD_SIZE"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @functools.cache

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,6 +30,7 @@ from captune.device import (
 from captune.errors import CaptuneError
 from captune.files import cache_dir
 from captune.preprocess import Preprocess
+from captune.processes import processes
 from captune.rowfile import Halves, RowFile, Rows
 
 VERSION = 1
@@ -154,16 +154,19 @@ class FeatureStore:
         folder = (cache or cache_dir() / "features") / fingerprint
         folder.mkdir(parents=True, exist_ok=True)
         found: list[Halves] = []
-        with FileLock(str(folder) + ".lock"):
+        here = processes()
+        with here.locked(folder):
             for view in VIEWS[: 1 + mirrored]:
                 file = RowFile(folder, view, (len(table), backbone.feature_dim), fingerprint)
-                if not file.path.is_file():
+                if not here.from_main(file.path.is_file):
                     job = _FeatureJob(table, backbone, view, precision, loader_workers(num_workers))
                     job.fill(file, progress)
+                    here.see(file.path)
                 try:
-                    found.append(file.open("feature store"))
+                    found.append(here.main_first(partial(file.open, "feature store")))
                 except CaptuneError:
-                    file.path.unlink()  # damaged: the next build makes it anew
+                    if here.main:
+                        file.path.unlink()  # damaged: the next build makes it anew
                     raise
         store = cls(found[0], found[1] if mirrored else None, ~names_sides(table))
         if not store.readable.any():
@@ -197,6 +200,7 @@ class _FeatureJob:
                     unit="image",
                     progress=progress,
                 )
+            self.broken = processes().all_words(self.broken)
         finally:  # what goes on after an interruption reads only the rest, and names only that
             if self.broken and self.view == VIEWS[0]:
                 number = len(self.broken)
@@ -207,7 +211,7 @@ class _FeatureJob:
 
     @torch.no_grad()
     def _features(self, rows: Rows) -> Halves:
-        """Rows come in order, so decoding runs ahead of them from the first that is asked for."""
+        """Batches come in order, so decoding runs ahead from the first row that is asked for."""
         if self._decoded is None:
             self._decoded = self._decode(int(rows[0]))
         places, pixels, broken = next(self._decoded)
@@ -245,7 +249,8 @@ class _FeatureJob:
     def _decode(self, first: int) -> Iterator[_Decoded]:
         dataset = COCOClipDataset(table=self.table, image_size=self.backbone.preprocess.image_size)
         keys = [DrawKey(row, 0, 0) for row in range(first, len(self.table))]
-        batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+        apart = BATCH * processes().count  # the batches between are other processes'
+        batches = [keys[start : start + BATCH] for start in range(0, len(keys), apart)]
         workers = self.workers if len(batches) > 2 else 0  # a few are not worth a process
         return iter(
             DataLoader(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captune.matching import Pairs, one_to_one
+from captune.matching import Block, Pairs, PairsPart, one_to_one, whole
 
 TEMPERATURES = (0.01, 0.5)  # a learnt temperature stays between these
 
@@ -36,6 +36,21 @@ class PairedCriterion(Protocol):
 
     def __call__(self, image: Tensor, text: Tensor, pairs: Pairs | None = None) -> Tensor:
         """``image (B, D)`` and ``text (C, D)`` are unit length; the result is a scalar."""
+        ...
+
+
+class PartialCriterion(Protocol):
+    """A :class:`PairedCriterion` that can average some of the queries only.
+
+    It says so by ``takes_parts = True``. Of several processes each then computes its own part of
+    the loss; of any other loss each computes all of it.
+    """
+
+    takes_parts: bool
+
+    def __call__(self, image: Tensor, text: Tensor, pairs: Pairs | PairsPart | None) -> Tensor:
+        """All images ``(B, D)`` and texts ``(C, D)`` of the step; the results of all parts add up
+        to the loss."""
         ...
 
 
@@ -190,6 +205,7 @@ class ContrastiveLoss(_Tempered):
     """
 
     takes_pairs: bool = True
+    takes_parts: bool = True
 
     def __init__(
         self,
@@ -210,36 +226,43 @@ class ContrastiveLoss(_Tempered):
         self.soft_targets = soft_targets
         self.queue = ImageQueue(queue, dimension) if queue else None
 
-    def forward(self, image: Tensor, text: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, text: Tensor, pairs: Pairs | PairsPart | None = None
+    ) -> Tensor:
         remember = self.queue if pairs is not None and self.training else None
-        pairs = _checked(image, text, pairs)
+        part = _part(image, text, pairs)
         with torch.autocast(image.device.type, enabled=False):
             image, text = image.float(), text.float()
-            soft = self._likeness(text, pairs) if self.soft_targets else None  # (B, C)
-            cosine = image @ text.T  # (B, C)
-            share = pairs.positive.float() if pairs.share is None else pairs.share
-            to_text = self._direction(cosine, share, pairs.ignored, soft)
+            means = self._means(text, part) if self.soft_targets else None  # (B, D)
+            cosine = image[part.rows] @ text.T  # (b, C)
+            soft = self._likeness(means[part.rows], text) if means is not None else None  # (b, C)
+            to_text = self._direction(cosine, part.to_text, soft, part)
 
-            own = slice(pairs.own)
-            cosine, share, ignored = (
-                part[:, own].T for part in (cosine, share, pairs.ignored)
-            )  # (own, B)
-            soft = soft[:, own].T if soft is not None else None
+            own = text[part.columns]  # (c, D)
+            if isinstance(pairs, PairsPart):
+                cosine = own @ image.T  # (c, B)
+                soft = self._likeness(own, means) if means is not None else None
+            else:  # the same once more
+                cosine = cosine[:, : part.own].T
+                soft = soft[:, : part.own].T if soft is not None else None
+            block = part.to_image
             if remember is not None:
-                further, left_out = _queued(remember, text[own], pairs)  # (own, Q)
+                further, left_out = _queued(remember, own, part)  # (c, Q)
                 cosine = torch.cat((cosine, further), 1)
-                share = torch.cat((share, torch.zeros_like(further)), 1)
-                ignored = torch.cat((ignored, left_out), 1)
-            to_image = self._direction(cosine, share, ignored, soft)
+                share = torch.cat((block.shares, torch.zeros_like(further)), 1)
+                ignored = torch.cat((block.ignored, left_out), 1)
+                block = Block(share > 0, ignored, share)
+            to_image = self._direction(cosine, block, soft, part)
         if remember is not None:
-            remember.append(image.detach(), pairs.images)
+            remember.append(image.detach(), part.images)
         return (to_text + to_image) / 2
 
     def _direction(
-        self, cosine: Tensor, share: Tensor, ignored: Tensor, soft: Tensor | None
+        self, cosine: Tensor, block: Block, soft: Tensor | None, part: PairsPart
     ) -> Tensor:
-        """The mean over queries (rows) with a positive, which is where ``share (R, K)`` is above
-        0; ``soft`` may lack the last columns."""
+        """Summed over queries (rows) with a positive, which is where ``share (R, K)`` is above 0,
+        and divided by how many there are in all parts; ``soft`` may lack the last columns."""
+        share, ignored = block.shares, block.ignored
         logits = self.logits(cosine)  # (R, K)
         if self.hard_negatives:
             negative = ~(ignored | (share > 0))
@@ -258,16 +281,23 @@ class ContrastiveLoss(_Tempered):
             target = (1 - self.soft_targets) * target
             target[:, :seen] += self.soft_targets * likely
         loss = -(target * log_share).sum(1)  # (R,)
-        return (loss * answered).sum() / answered.sum().clamp(min=1)
+        return (loss * answered).sum() / part.total(answered.sum()).clamp(min=1)
 
     @torch.no_grad()
-    def _likeness(self, text: Tensor, pairs: Pairs) -> Tensor:
-        """``(B, C)`` logits of each caption against the mean of an image's own captions."""
-        own = (pairs.images[:, None] == pairs.caption_images).float()
-        weights = own if pairs.share is None else pairs.share  # (B, C)
+    def _likeness(self, one: Tensor, other: Tensor) -> Tensor:
+        """Logits of means of captions with captions, or of captions with means."""
+        return self.logits(one @ other.T)
+
+    @torch.no_grad()
+    def _means(self, text: Tensor, part: PairsPart) -> Tensor:
+        """``(B, D)``, unit length: the mean of each image's own captions, by their shares."""
+        weights = (
+            (part.images[:, None] == part.caption_images[part.columns]).float()
+            if part.to_image.share is None
+            else part.to_image.share.T
+        )  # (B, c)
         # The sum's direction is the mean's.
-        mean = F.normalize(weights[:, : pairs.own] @ text[: pairs.own], dim=-1)
-        return self.logits(mean @ text.T)
+        return F.normalize(part.total(weights @ text[part.columns]), dim=-1)
 
 
 class SigLIPLoss(_Tempered):
@@ -296,6 +326,7 @@ class SigLIPLoss(_Tempered):
     """
 
     takes_pairs: bool = True
+    takes_parts: bool = True
 
     def __init__(
         self, *, temperature: float = 0.1, learn_temperature: bool = True, bias: float = -10.0
@@ -303,15 +334,23 @@ class SigLIPLoss(_Tempered):
         super().__init__(temperature, learn_temperature)
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
-    def forward(self, image: Tensor, text: Tensor, pairs: Pairs | None = None) -> Tensor:
-        pairs = _checked(image, text, pairs)
+    def forward(
+        self, image: Tensor, text: Tensor, pairs: Pairs | PairsPart | None = None
+    ) -> Tensor:
+        part = _part(image, text, pairs)
+        positive, ignored, share = part.to_text
         with torch.autocast(image.device.type, enabled=False):
-            logits = self.logits(image.float() @ text.float().T) + self.bias  # (B, C)
-            loss = -F.logsigmoid(torch.where(pairs.positive, logits, -logits))
-            if pairs.share is not None:  # a positive is true of its share, false of the rest
-                rest = (1 - pairs.share).masked_fill(~pairs.positive, 0.0)
+            logits = self.logits(image.float()[part.rows] @ text.float().T) + self.bias  # (b, C)
+            loss = -F.logsigmoid(torch.where(positive, logits, -logits))
+            if share is not None:  # a positive is true of its share, false of the rest
+                rest = (1 - share).masked_fill(~positive, 0.0)
                 loss = (1 - rest) * loss - rest * F.logsigmoid(-logits)
-            return loss.masked_fill(pairs.ignored, 0.0).sum() / len(image)
+            return loss.masked_fill(ignored, 0.0).sum() / len(image)
+
+
+def _part(image: Tensor, text: Tensor, pairs: Pairs | PairsPart | None) -> PairsPart:
+    """What is averaged here: a part, or all pairs."""
+    return pairs if isinstance(pairs, PairsPart) else whole(_checked(image, text, pairs))
 
 
 def _checked(image: Tensor, text: Tensor, pairs: Pairs | None) -> Pairs:
@@ -335,14 +374,14 @@ def _log_weights(scaled: Tensor, negative: Tensor) -> Tensor:
     return torch.where(negative, scaled - mean, 0.0)
 
 
-def _queued(queue: ImageQueue, text: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Cosines ``(own, Q)`` with the queue, and where they are no negatives.
+def _queued(queue: ImageQueue, text: Tensor, part: PairsPart) -> tuple[Tensor, Tensor]:
+    """Cosines ``(c, Q)`` of the part's own captions with the queue; where they are no negatives.
 
     That is where the queue is still empty, and where the very images that a caption describes, or
     ignores, in this batch lie in the queue from an earlier one.
     """
-    related = (pairs.positive | pairs.ignored)[:, : pairs.own].T  # (own, B)
-    again = pairs.images[:, None] == queue.images  # (B, Q)
+    related = part.to_image.positive | part.to_image.ignored  # (c, B)
+    again = part.images[:, None] == queue.images  # (B, Q)
     left_out = (related.float() @ again.float() > 0) | (queue.images < 0)
     # A copy: the queue is overwritten before the gradient of `text` needs it.
     return text @ queue.embeddings.clone().T, left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -89,14 +90,9 @@ def match_pairs(
     if duplicates not in DUPLICATES:
         raise ValueError(f"duplicates must be one of {DUPLICATES}, found {duplicates!r}")
 
-    positive = images[:, None] == caption_images  # (B, C)
-    ignored = torch.zeros_like(positive)
-    if duplicate_threshold > 0:
-        alike = _near_duplicates(images, positive[:, :own], text, duplicate_threshold)
-        if duplicates == "positive":
-            positive = positive | alike
-        else:
-            ignored = alike & ~positive
+    writers = caption_images[:own]
+    likeness = _Likeness(text[:own], text, duplicate_threshold, duplicates)
+    positive, ignored = _matched(images, writers, caption_images, likeness)
     return Pairs(images, caption_images, own, positive, ignored)
 
 
@@ -123,42 +119,183 @@ def mix_pairs(pairs: Pairs, partner: Tensor, weight: Tensor) -> Pairs:
             f"mix_pairs wants {len(pairs.images)} partners and weights, found "
             f"{tuple(partner.shape)} and {tuple(weight.shape)}"
         )
-    weight = weight[:, None]  # (B, 1)
-    share = pairs.positive.float().mul_(weight)  # (B, C)
-    share += pairs.positive[partner].float().mul_(1 - weight)
+    mixed = _mixed(
+        Block(pairs.positive, pairs.ignored),
+        Block(pairs.positive[partner], pairs.ignored[partner]),
+        weight,
+    )
+    return pairs._replace(positive=mixed.positive, ignored=mixed.ignored, share=mixed.share)
+
+
+class Block(NamedTuple):
+    """Some queries against some candidates, ``(R, K)`` each: as the fields of :class:`Pairs`."""
+
+    positive: Tensor
+    ignored: Tensor
+    share: Tensor | None = None
+
+    @property
+    def shares(self) -> Tensor:
+        """``(R, K)`` fp32: 1 for a positive where nothing is shared."""
+        return self.positive.float() if self.share is None else self.share
+
+    @property
+    def turned(self) -> Block:
+        """Candidates against queries."""
+        return Block(*(None if mask is None else mask.T for mask in self))  # type: ignore[arg-type]
+
+
+class PairsPart(NamedTuple):
+    """What one of several processes averages of the pairs of a step: some of its queries.
+
+    The parts of all processes hold each image and each own caption once, so their losses add up to
+    that of all pairs; no part forms the B x C pairs of the whole.
+
+    Attributes:
+        images, caption_images, own: as in :class:`Pairs`, of the whole step.
+        rows: the b images that are queries here, consecutive ones of B.
+        columns: ``(c,) int64``, the own captions that are queries here.
+        to_text: ``(b, C)``, these images against all captions.
+        to_image: ``(c, B)``, these captions against all images.
+        total: adds up a tensor over all parts, without a gradient.
+    """
+
+    images: Tensor
+    caption_images: Tensor
+    own: int
+    rows: slice
+    columns: Tensor
+    to_text: Block
+    to_image: Block
+    total: Callable[[Tensor], Tensor]
+
+
+def match_part(
+    step: tuple[Tensor, Tensor, int],
+    text: Tensor,
+    *,
+    rows: slice,
+    total: Callable[[Tensor], Tensor],
+    mix: tuple[Tensor, Tensor] | None = None,
+    duplicate_threshold: float = 0.0,
+    duplicates: str = "ignore",
+) -> PairsPart:
+    """The part of :func:`match_pairs`, and of :func:`mix_pairs` where there is a ``mix``, whose
+    queries are the images ``rows`` and the captions that were written for them.
+
+    Args:
+        step: ``images (B,)``, each there once, ``caption_images (C,)`` and ``own``, all of them; on
+            the host, where choosing rows does not wait for a device.
+        text: ``(C, D)``, as for :func:`match_pairs`; its device is the masks'.
+        rows: consecutive images.
+        total: adds up a tensor over all parts.
+        mix: ``partner (B,)`` and ``weight (B,)`` of :func:`mix_pairs`, on the host.
+    """
+    images, caption_images, own = step
+    device, writers = text.device, caption_images[:own]
+    ids, owners = images.to(device), caption_images.to(device)
+
+    def block(queried: Tensor, candidates: Tensor | slice) -> Block:
+        """The images ``queried`` against some captions; near to them is what is near to theirs."""
+        theirs = torch.isin(writers, images[queried]).nonzero()[:, 0].to(device)
+        alike = _Likeness(text[theirs], text[candidates], duplicate_threshold, duplicates)
+        place = queried.to(device)
+        return Block(*_matched(ids[place], owners[theirs], owners[candidates], alike))
+
+    every = torch.arange(len(images))
+    mine = every[rows]
+    columns = torch.isin(writers, images[rows]).nonzero()[:, 0].to(device)
+    if mix is None:
+        to_text, to_image = block(mine, slice(None)), block(every, columns)
+    else:
+        partner, weight = mix[0], mix[1].to(device)
+        both = block(torch.cat((mine, partner[rows])), slice(None))
+        one, other = (
+            Block(both.positive[half], both.ignored[half])
+            for half in (slice(len(mine)), slice(len(mine), None))
+        )
+        to_text = _mixed(one, other, weight[rows])
+        one, there = block(every, columns), partner.to(device)
+        to_image = _mixed(one, Block(one.positive[there], one.ignored[there]), weight)
+    return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total)
+
+
+def whole(pairs: Pairs) -> PairsPart:
+    """``pairs`` as the only part."""
+    to_text = Block(pairs.positive, pairs.ignored, pairs.share)
+    own = slice(pairs.own)
+    to_image = Block(*(None if mask is None else mask[:, own] for mask in to_text)).turned  # type: ignore[arg-type]
+    columns = torch.arange(pairs.own, device=pairs.images.device)
+    return PairsPart(*pairs[:3], slice(None), columns, to_text, to_image, lambda tensor: tensor)
+
+
+def _mixed(one: Block, other: Block, weight: Tensor) -> Block:
+    """Rows of images mixed by two: ``weight (R,)`` of ``one``, the rest of ``other``."""
+    weight = weight[:, None]  # (R, 1)
+    share = one.positive.float().mul_(weight)  # (R, K)
+    share += other.positive.float().mul_(1 - weight)
     positive = share > 0
-    ignored = (pairs.ignored | pairs.ignored[partner]) & ~positive
-    return pairs._replace(positive=positive, ignored=ignored, share=share)
+    return Block(positive, (one.ignored | other.ignored) & ~positive, share)
 
 
-def _near_duplicates(images: Tensor, wrote: Tensor, text: Tensor, threshold: float) -> Tensor:
-    """``(B, C) bool``; ``wrote (B, own)`` says which caption was written for which image."""
-    text = text.detach().float()
-    own = wrote.shape[1]
-    with torch.autocast(text.device.type, enabled=False):
-        columns = _candidates(text, own, threshold)  # (c,), those of `text` that can be near
-        cosine = text[:own] @ text[columns].T  # (own, c)
-    near = (cosine >= threshold - ROUNDING) & wrote.any(0)[:, None]
-    # Votes are added up at the first row of each image: a sum over `own` rows of C columns costs
-    # less than a product with `wrote`. Sums of ones are exact in any order.
+class _Likeness(NamedTuple):
+    """What near-duplicates are told by: embeddings of captions that were written for images in
+    question, ``(W, D)``, and of all candidates, ``(K, D)``."""
+
+    written: Tensor
+    candidates: Tensor
+    threshold: float
+    duplicates: str
+
+
+def _matched(
+    images: Tensor, writers: Tensor, owners: Tensor, alike: _Likeness
+) -> tuple[Tensor, Tensor]:
+    """``(R, K)`` positive and ignored: ``images (R,)`` against candidates of ``owners (K,)``."""
+    positive = images[:, None] == owners  # (R, K)
+    ignored = torch.zeros_like(positive)
+    if alike.threshold > 0:
+        near = _near_duplicates(images, writers, alike)
+        if alike.duplicates == "positive":
+            positive = positive | near
+        else:
+            ignored = near & ~positive
+    return positive, ignored
+
+
+def _near_duplicates(images: Tensor, writers: Tensor, alike: _Likeness) -> Tensor:
+    """``(R, K) bool``; ``writers (W,)`` says for which image each of the W captions was written."""
+    written, candidates = alike.written.detach().float(), alike.candidates.detach().float()
+    with torch.autocast(written.device.type, enabled=False):
+        columns = _candidates(written, candidates, alike.threshold)  # (k,), those that can be near
+        cosine = written @ candidates[columns].T  # (W, k)
+    place, there = _first_place(writers, images)
+    near = (cosine >= alike.threshold - ROUNDING) & there[:, None]
+    # Votes are added up at the first row of each image: a sum over W rows of k columns costs less
+    # than a product with who wrote for whom. Sums of ones are exact in any order.
     votes = near.new_zeros((len(images), near.shape[1]), dtype=torch.float32)
-    votes.index_add_(0, wrote.int().argmax(0), near.float())
-    first = (images[:, None] == images).int().argmax(1)  # an image may stand in the batch twice
-    alike = near.new_zeros((len(images), len(text)))
-    alike[:, columns] = votes[first] > 0
-    return alike
+    votes.index_add_(0, place, near.float())
+    found = near.new_zeros((len(images), len(candidates)))
+    found[:, columns] = votes[_first_place(images, images)[0]] > 0  # an image may stand there twice
+    return found
 
 
-def _candidates(text: Tensor, own: int, threshold: float) -> slice | Tensor:
-    """The rows of ``text (C, D)`` that may be near one of the first ``own``: all but those that a
-    product in bf16 rules out, which on a CPU that computes in bf16 takes a third of the time.
+def _candidates(written: Tensor, candidates: Tensor, threshold: float) -> slice | Tensor:
+    """The rows of ``candidates (K, D)`` that may be near one of ``written (W, D)``: all but those
+    that a product in bf16 rules out, which a CPU made for bf16 does in a third of the time.
 
     The rounding of two unit vectors and of their product moves a cosine by at most 3/256
     (Cauchy-Schwarz). A GPU is faster than the wait that a selection of rows would need.
     """
-    worth = text.device.type == "cpu" and own * len(text) >= WORTH_A_SIEVE
-    if not (worth and has_native_bf16(text.device)):
+    worth = written.device.type == "cpu" and len(written) * len(candidates) >= WORTH_A_SIEVE
+    if not (worth and has_native_bf16(written.device)):
         return slice(None)
-    coarse = text.bfloat16()
-    nearest = (coarse @ coarse[:own].T).amax(1).float()  # (C,)
+    nearest = (candidates.bfloat16() @ written.bfloat16().T).amax(1).float()  # (K,)
     return (nearest >= threshold - COARSE).nonzero()[:, 0]
+
+
+def _first_place(wanted: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of ``wanted`` the first row of ``images`` with that id, and whether there is one."""
+    ordered, rows = images.sort(stable=True)
+    place = torch.searchsorted(ordered, wanted).clamp(max=len(images) - 1)
+    return rows[place], ordered[place] == wanted

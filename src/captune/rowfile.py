@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm.auto import tqdm
 
 from captune.errors import CaptuneError
 from captune.files import write_json
+from captune.processes import processes
 
 SECONDS_BETWEEN_MARKS = 10.0  # rows may be written scattered, so a flush is costly
 
@@ -60,12 +62,19 @@ class RowFile:
     ) -> None:
         """Compute what is not there yet, ``batch`` rows at a time in ``order``, and make it whole.
 
+        Several processes take turns, a batch each; the main one writes what all have computed.
+
         Args:
             order: ``(N,)`` a permutation of the rows.
             compute: row numbers ``(n,)`` to their values ``(n, D)``.
             words, unit: of the progress bar.
         """
-        done = self._rows_done()
+        here = processes()
+        done = here.from_main(self._rows_done)
+        if not here.main:
+            for start in range(done, len(order), here.count * batch):
+                self._of_all(order[start:], compute, batch)
+            return
         array = np.lib.format.open_memmap(
             self._partial, mode="r+" if done else "w+", dtype=np.float16, shape=self.shape
         )
@@ -74,9 +83,9 @@ class RowFile:
         try:
             marked = time.monotonic()
             with bar:
-                for start in range(done, total, batch):
-                    rows = order[start : start + batch]
-                    array[rows] = compute(rows)
+                for start in range(done, total, here.count * batch):
+                    rows = order[start : start + here.count * batch]
+                    array[rows] = self._of_all(rows, compute, batch)
                     bar.update(len(rows))
                     if time.monotonic() - marked >= SECONDS_BETWEEN_MARKS:
                         array.flush()
@@ -88,6 +97,13 @@ class RowFile:
             array._mmap.close()  # type: ignore[attr-defined]  # Windows renames no mapped file
         self._partial.replace(self.path)
         self._mark.unlink(missing_ok=True)
+
+    def _of_all(self, rows: Rows, compute: Callable[[Rows], Halves], batch: int) -> Halves:
+        """The values of the next ``batch`` rows of each process, of which each computes its own."""
+        here = processes()
+        mine = rows[here.rank * batch : (here.rank + 1) * batch]
+        values = compute(mine) if len(mine) else np.empty((0, self.shape[1]), np.float16)
+        return values if here.count == 1 else here.all_rows(torch.from_numpy(values)).numpy()
 
     def _rows_done(self) -> int:
         """How many rows of an interrupted computation can be kept; 0 where it is not this one's."""

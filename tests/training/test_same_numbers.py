@@ -16,7 +16,7 @@ from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.table import CaptionTable
 from captune.losses import ContrastiveLoss
-from captune.matching import Pairs
+from captune.matching import Block, Pairs, PairsPart
 from captune.training import steps
 from captune.training.fit import fit
 
@@ -26,9 +26,9 @@ def plain_lookup(bank: CaptionBank, rows: Any) -> Tensor:
     return F.normalize(torch.from_numpy(found), dim=-1)
 
 
-def plain_near(images: Tensor, wrote: Tensor, text: Tensor, threshold: float) -> Tensor:
-    near = text[: wrote.shape[1]] @ text.T >= threshold - 1e-6  # (own, C)
-    return wrote.float() @ near.float() > 0
+def plain_near(images: Tensor, writers: Tensor, alike: matching._Likeness) -> Tensor:
+    near = alike.written @ alike.candidates.T >= alike.threshold - 1e-6  # (W, K)
+    return (images[:, None] == writers).float() @ near.float() > 0
 
 
 def plain_mix(pairs: Pairs, partner: Tensor, weight: Tensor) -> Pairs:
@@ -39,9 +39,10 @@ def plain_mix(pairs: Pairs, partner: Tensor, weight: Tensor) -> Pairs:
 
 
 def plain_direction(
-    loss: ContrastiveLoss, cosine: Tensor, share: Tensor, ignored: Tensor, soft: Tensor | None
+    loss: ContrastiveLoss, cosine: Tensor, block: Block, soft: Tensor | None, part: PairsPart
 ) -> Tensor:
     assert soft is None and not loss.hard_negatives
+    share, ignored = block.shares, block.ignored
     logits = loss.logits(cosine).masked_fill(ignored, torch.finfo(cosine.dtype).min)
     target = share / share.sum(1, keepdim=True).clamp(min=1e-30)
     answered = share.sum(1) > 0

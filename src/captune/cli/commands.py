@@ -13,6 +13,7 @@ from typing import Any
 
 from captune.cli.printing import print_bench, print_classes, print_metrics
 from captune.config import Config, parse_value
+from captune.console import SPEAKS
 from captune.errors import CaptuneError
 
 EXIT_INTERRUPTED = 130
@@ -50,7 +51,8 @@ def _report_training(work: Any, arguments: argparse.Namespace) -> int:
     try:
         outcome = work()
     except TrainingStopped as stopped:
-        print(f"captune: {stopped}", file=sys.stderr)
+        if SPEAKS:
+            print(f"captune: {stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
     print_metrics(outcome.metrics, arguments.json)
     if not arguments.json:

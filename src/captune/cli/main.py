@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from captune.cli.commands import EXIT_INTERRUPTED
 from captune.cli.parser import build_parser
 from captune.config import FIELDS, parse_value
+from captune.console import SPEAKS
 from captune.errors import CaptuneError, nearest
 
 EXIT_USER_ERROR = 2
+
+# Of several processes the first as a rule says the same, and the launcher then ends the others.
+SECONDS_BEFORE_OTHERS_SPEAK = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = build_parser().parse_known_args(argv)
         overrides = parse_overrides(_take_data(rest, arguments), arguments)
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            from captune.cli.launched import run_together
+
+            return run_together(arguments, overrides)
         return int(arguments.run(arguments, overrides))
     except CaptuneError as error:
+        if not SPEAKS:
+            time.sleep(SECONDS_BEFORE_OTHERS_SPEAK)
         print(f"captune: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
@@ -30,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"captune: error: {error.strerror}: {error.filename}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("captune: stopped", file=sys.stderr)
+        if SPEAKS:
+            print("captune: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

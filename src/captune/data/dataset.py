@@ -19,6 +19,7 @@ from captune.data.pixels import UnreadableImageError, load_image, resize_and_cro
 from captune.data.sources import find_dataset_dir, open_source
 from captune.data.table import CaptionTable, Rows
 from captune.data.tabular import TableOptions
+from captune.processes import Processes
 
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -170,12 +171,23 @@ class EpochBatches(Sampler[list[DrawKey]]):
         batch_size: images a batch.
         seed: of the order and the draws.
         shuffle: where false, rows in order and every batch kept.
+        here: of several processes, each gets its part of every shuffled batch; of batches in order
+            every ``count``-th one whole.
 
     A shuffled epoch drops its last batch where that is not full (each epoch drops other images):
     a small batch would have far fewer negatives. Fewer images than one batch make one small batch.
     """
 
-    def __init__(self, images: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        here: Processes | None = None,
+    ) -> None:
+        self.here = here or Processes()
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -190,10 +202,10 @@ class EpochBatches(Sampler[list[DrawKey]]):
 
     @property
     def steps(self) -> int:
-        """Batches of a whole epoch."""
+        """Batches of a whole epoch; of those in order, this process's."""
         if self.shuffle:
             return max(1, self.images // self.batch_size)
-        return -(-self.images // self.batch_size)
+        return len(range(self.here.rank, -(-self.images // self.batch_size), self.here.count))
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -210,5 +222,8 @@ class EpochBatches(Sampler[list[DrawKey]]):
     def __iter__(self) -> Iterator[list[DrawKey]]:
         order = self.order()
         for step in range(self.start, self.steps):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            place = step if self.shuffle else self.here.rank + step * self.here.count
+            rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+            if self.shuffle:
+                rows = rows[self.here.share(len(rows))]
             yield [DrawKey(int(row), self.epoch, self.seed, self.size) for row in rows]

@@ -23,6 +23,7 @@ from captune.device import autocast, choose_precision, keep_freed_memory, loader
 from captune.errors import CaptuneError
 from captune.files import replacing
 from captune.models import CLIPModel, weights_digest
+from captune.processes import processes
 
 BATCH = 64
 
@@ -46,6 +47,8 @@ def embed_images(
 ) -> ImageEmbeddings:
     """Embed all images of ``table``; unreadable ones are named, counted and left out.
 
+    Several processes embed a batch each in turn, and all have the result.
+
     Args:
         model: on its device.
         table: N images.
@@ -60,11 +63,13 @@ def embed_images(
     keep_freed_memory(model.device)
     precision = choose_precision(precision, model.device)
     path = cache / f"{_key(model, table, precision)}.safetensors" if cache else None
+    here = processes()
     kept = _read(path) if path else None
-    if kept is not None:
+    if not here.any(kept is None):
+        assert kept is not None
         return kept
     embeddings = _embed(model, table, precision, loader_workers(num_workers))
-    if path is not None:
+    if path is not None and here.main:
         body = {"rows": torch.from_numpy(embeddings.rows), "vectors": embeddings.vectors}
         with replacing(path) as temporary:
             save_file(body, temporary, metadata={"unreadable": str(embeddings.unreadable)})
@@ -75,7 +80,9 @@ def embed_images(
 def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) -> ImageEmbeddings:
     dataset = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
     keys = [DrawKey(row, 0, 0) for row in range(len(table))]
-    batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+    here = processes()
+    starts = range(here.rank * BATCH, len(keys), here.count * BATCH)
+    batches = [keys[start : start + BATCH] for start in starts]
     loader = DataLoader(
         SkippingDataset(dataset),
         batch_sampler=batches,
@@ -86,9 +93,9 @@ def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) 
     was_training = model.training
     model.eval()
     rows: list[int] = []
-    vectors: list[Tensor] = []
+    vectors: list[Tensor] = [torch.empty(0, model.dimension)]
     broken: list[str] = []
-    bar = tqdm(total=len(table), desc="embedding images", unit="image", leave=False)
+    bar = tqdm(total=sum(map(len, batches)), desc="embedding images", unit="image", leave=False)
     with bar, autocast(model.device, precision):
         for items in loader:
             good = [item for item in items if isinstance(item, Sample)]
@@ -99,11 +106,17 @@ def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) 
                 rows += [sample.image for sample in good]
             bar.update(len(items))
     model.train(was_training)
+    broken = here.all_words(broken)
+    found = here.all_rows(torch.tensor(rows, dtype=torch.int64)).numpy()
+    joined = here.all_rows(torch.cat(vectors))
     if broken:
         say(f"{table.describe()}: {len(broken)} unreadable images left out: {some(broken)}")
-    if not rows:
+    if not len(found):
         raise CaptuneError(f"no image of {table.describe()} could be read")
-    return ImageEmbeddings(np.array(rows, dtype=np.int64), torch.cat(vectors), len(broken))
+    if here.count > 1:
+        order = found.argsort()
+        found, joined = found[order], joined[torch.from_numpy(order)]
+    return ImageEmbeddings(found, joined, len(broken))
 
 
 def _key(model: CLIPModel, table: CaptionTable, precision: str) -> str:

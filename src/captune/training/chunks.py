@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from captune.models import CLIPModel
+from captune.training.draws import Draws
 from captune.training.loader import Batch
 from captune.training.mixing import Mix
+from captune.training.sharing import gather, own_draws, own_rows
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -41,6 +42,8 @@ def embed(
         The embeddings, and the chunks whose ``backward`` must follow that of the loss; None where
         all images went through the backbone at once.
     """
+    if batch.sizes is not None:
+        return _embed_shared(model, batch, batch.sizes, mix, chunk_size, autocast)
     pixels = batch.inputs
     if pixels.dim() == 2 or not 0 < chunk_size < len(pixels):
         with autocast():
@@ -53,6 +56,58 @@ def embed(
     kept = batch._replace(inputs=chunks.features)
     with autocast():
         return kept.embed(model) if mix is None else mix.embed(model, kept), chunks
+
+
+def _embed_shared(
+    model: CLIPModel,
+    batch: Batch,
+    sizes: Sequence[int],
+    mix: Mix | None,
+    chunk_size: int,
+    autocast: Autocast,
+) -> tuple[Tensor, PooledChunks | None]:
+    """The same where several processes share the batch: of all its images, in each of them."""
+    inputs = batch.inputs.to(model.device, non_blocking=True)
+    chunks = None
+    if inputs.dim() > 2:
+        photos: Callable[[slice], Tensor] = inputs.__getitem__
+        if mix is not None and mix.photos:
+            first, every = own_rows(sizes).start, gather(inputs, sizes)
+            blend = partial(mix.blend, every)
+            photos = lambda rows: blend(slice(first + rows.start, first + rows.stop))  # noqa: E731
+            mix = None
+        with own_draws(model.device):
+            inputs, chunks = _pooled(model, photos, len(inputs), chunk_size, autocast)
+    # fp32: what comes back is added up over the processes.
+    kept = batch._replace(inputs=gather(inputs.float(), sizes), sizes=None)
+    with autocast():
+        return kept.embed(model) if mix is None else mix.embed(model, kept), chunks
+
+
+def _pooled(
+    model: CLIPModel,
+    photos: Callable[[slice], Tensor],
+    count: int,
+    chunk_size: int,
+    autocast: Autocast,
+) -> tuple[Tensor, PooledChunks | None]:
+    """The pooled features of this process's ``count`` photos, and their chunks.
+
+    They ask for a gradient in every process or in none, for it is added up over all.
+    """
+    trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
+    chunks = None
+    if count == 0:
+        pooled = torch.zeros(0, model.feature_dim, device=model.device)
+    elif 0 < chunk_size < count:
+        chunks = PooledChunks(model, photos, even_slices(count, chunk_size), autocast)
+        pooled = chunks.features
+    else:
+        with autocast():
+            pooled = model.pooled_features(photos(slice(0, count)))
+    if trained and not pooled.requires_grad:
+        pooled.requires_grad_()
+    return pooled, chunks
 
 
 class PooledChunks:
@@ -83,13 +138,13 @@ class PooledChunks:
         self._photos = photos
         self._chunks = chunks
         self._autocast = autocast
-        self._draws: list[_Draws] = []
+        self._draws: list[Draws] = []
         pooled = []
         # A context of its own: in some versions of torch, autocast keeps the weights that it casts
         # until it is left, and those cast here know no gradient.
         with torch.no_grad(), autocast():
             for rows in chunks:
-                self._draws.append(_Draws.now(model.device))
+                self._draws.append(Draws.now(model.device))
                 pooled.append(model.pooled_features(photos(rows)))
         trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
         self.features = torch.cat(pooled).requires_grad_(trained)
@@ -102,7 +157,7 @@ class PooledChunks:
         gradient = self.features.grad
         if gradient is None:  # nothing before them is trained
             return
-        after = _Draws.now(self._model.device)
+        after = Draws.now(self._model.device)
         with _no_running_statistics(_parts(self._model)):
             for rows, draws in zip(self._chunks, self._draws, strict=True):
                 draws.again()
@@ -111,26 +166,6 @@ class PooledChunks:
                 if pooled.requires_grad:  # else what is trained is not passed at all
                     torch.autograd.backward(pooled, gradient[rows])
         after.again()  # the next step draws as if nothing had been drawn twice
-
-
-class _Draws(NamedTuple):
-    """Where torch's generators stand: the host's, and the device's where it has its own."""
-
-    device: torch.device
-    states: list[Tensor]
-
-    @classmethod
-    def now(cls, device: torch.device) -> _Draws:
-        states = [torch.get_rng_state()]
-        if device.type != "cpu":
-            states.append(torch.get_device_module(device.type).get_rng_state())
-        return cls(device, states)
-
-    def again(self) -> None:
-        """Put them back, so that the same is drawn."""
-        torch.set_rng_state(self.states[0])
-        for state in self.states[1:]:
-            torch.get_device_module(self.device.type).set_rng_state(state)
 
 
 def even_slices(count: int, size: int) -> list[slice]:

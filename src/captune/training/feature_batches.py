@@ -12,7 +12,9 @@ from captune.config import Config
 from captune.data.dataset import EpochBatches, draw_caption, draw_generator
 from captune.data.table import CaptionTable
 from captune.features import FeatureStore
+from captune.processes import processes
 from captune.training.loader import Batch, caption_draw, check_bank, make_batch
+from captune.training.sharing import exchange
 
 
 class FeatureBatches:
@@ -42,8 +44,14 @@ class FeatureBatches:
         self.mirrored = config.augment and shuffle
         self.captions = caption_draw(table, config) if shuffle else None
         self._rows = np.flatnonzero(store.readable)
+        self.here = processes()
+        self._shares = shuffle and self.here.count > 1
         self._keys = EpochBatches(
-            len(self._rows), config.head_batch_size, seed=config.seed, shuffle=shuffle
+            len(self._rows),
+            config.head_batch_size,
+            seed=config.seed,
+            shuffle=shuffle,
+            here=self.here,
         )
 
     @property
@@ -67,7 +75,10 @@ class FeatureBatches:
             pairs = zip(images, generators, strict=True)
             drawn = [draw_caption(self.table, image, rng) for image, rng in pairs]
             mirrored = [self.mirrored and rng.random() < 0.5 for rng in generators]
-            features = self.store.lookup(np.array(images), np.array(mirrored))
+            features = self.store.lookup(np.array(images, dtype=np.int64), np.array(mirrored, bool))
             rows = torch.tensor(images, dtype=torch.int64)
             chosen = torch.tensor(drawn, dtype=torch.int64)
-            yield make_batch(features, rows, chosen, self.bank, self.captions, epoch, step)
+            sizes = None
+            if self._shares:
+                features, rows, chosen, sizes, _ = exchange(self.here, features, rows, chosen, [])
+            yield make_batch(features, rows, chosen, self.bank, self.captions, epoch, step, sizes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
@@ -16,6 +17,7 @@ from captune.device import best_device
 from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.models import CLIPModel
+from captune.processes import processes
 from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
 from captune.training.checkpoints import keep_epoch, keep_stage
@@ -29,6 +31,7 @@ from captune.training.schedule import (
     warmup_cosine,
     warmup_within,
 )
+from captune.training.sharing import copy_from_main
 from captune.training.soup import Soup
 from captune.training.stages import WHOLE, Plan, Stage
 from captune.training.steps import (
@@ -75,7 +78,11 @@ def fit(
         resume: go on where the run in ``out`` stopped.
         provenance: where the tables came from, so that later commands find the data.
         on_epoch: called with the run after each epoch, when all of it is saved; what it raises
-            ends the training, which can be resumed.
+            ends the training, which can be resumed. Of several processes, each calls it.
+
+    Started by ``torchrun`` or ``accelerate launch``, several processes share each batch
+    (:mod:`captune.training.sharing`): all must call ``fit`` with the same arguments, and see the
+    same folder ``out``. The first one alone writes.
 
     Returns:
         The run, complete: best weights (by rsum on ``val``), history, seen images.
@@ -85,22 +92,44 @@ def fit(
         TrainingStopped: Ctrl-C; everything is saved.
     """
     config = Config.from_mapping(config)
+    here = processes()
+    smallest = min(config.batch_size, config.head_batch_size)
+    if smallest < here.count:
+        raise CaptuneError(
+            f"batches of {smallest} images cannot be shared by {here.count} processes: take "
+            "batch_size and head_batch_size at least as large, or fewer processes"
+        )
     say(config.describe())
-    run = Run.claim(out, config, provenance or Provenance())
-    if run.is_complete:
+    run = Run(Path(out), config, provenance or Provenance())
+    here.check_same("\0".join([config.to_json(), train.digest, val.digest]), "data or config")
+    if here.from_main(lambda: _claim(run, resume)):
         say(f"{run.folder} is complete already: nothing to train")
         return run
+    torch.manual_seed(config.seed)
+    device = best_device(config.device)
+    model = model or here.main_first(lambda: CLIPModel.from_config(config, device=device))
+    if here.main:
+        run.write_identity()
+        run.write_seen(train.file_keys(), val.file_keys())
+    job = _Fit(run, model, criterion, train, val)
+    return job.run_all(resume=resume, on_epoch=on_epoch)
+
+
+def _claim(run: Run, resume: bool) -> bool:
+    """Whether the run is complete already.
+
+    Raises:
+        CaptuneError: its folder is occupied, or holds an unfinished run that is not to be resumed.
+    """
+    Run.claim(run.folder, run.config, run.provenance)
+    if run.is_complete:
+        return True
     if run.state_path.is_file() and not resume:
         raise CaptuneError(
             f"{run.folder} holds an unfinished run: go on with --resume, or take "
             f"--out {free_name(run.folder)}"
         )
-    torch.manual_seed(config.seed)
-    model = model or CLIPModel.from_config(config, device=best_device(config.device))
-    run.write_identity()
-    run.write_seen(train.file_keys(), val.file_keys())
-    job = _Fit(run, model, criterion, train, val)
-    return job.run_all(resume=resume, on_epoch=on_epoch)
+    return False
 
 
 class _Fit:
@@ -115,22 +144,31 @@ class _Fit:
         val: CaptionTable,
     ) -> None:
         config = run.config
+        self.here = processes()
         self.made = criterion is None and not config.criterion  # by captune: its figures are known
         self.run = run
         self.model = model
         self.criterion = criterion or make_criterion(config, model.dimension)
         self.accelerator = make_accelerator(config, **tracking_options(run))
-        if config.log_with != "none":
+        self.logs = config.log_with != "none" and self.here.main
+        if self.logs:
             self.accelerator.init_trackers("captune", config=dict(config))
         model.to(self.accelerator.device)
         if isinstance(self.criterion, torch.nn.Module):
             self.criterion.to(self.accelerator.device)
-        self.plan = Plan(model, train, val, config)
         self.average = MovingAverage(model, decay=config.ema_decay) if config.ema_decay else None
+        self._align()
+        self.plan = Plan(model, train, val, config)
         self.soup = Soup(run.state_path.parent, size=config.soup)
         self.stop = StopRequest()
         self.stage: Stage
         self.parts: TrainingParts
+
+    def _align(self) -> None:
+        """The main process's weights and draws, in all: what they share starts from the same."""
+        parts = (self.model, self.criterion, self.average.model if self.average else None)
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        copy_from_main(modules, self.accelerator.device)
 
     @property
     def kept(self) -> CLIPModel:
@@ -178,17 +216,20 @@ class _Fit:
     def run_all(self, *, resume: bool, on_epoch: Callable[[Run], None] | None) -> Run:
         """All epochs that remain."""
         progress = EpochProgress(0)
-        if resume and self.run.state_path.is_file():
+        if resume and self.here.from_main(self.run.state_path.is_file):
             progress = read_progress(self.run.state_path)
+            self.here.check_same(str(progress), f"state of the run at {self.run.state_path}")
             self._enter(self.plan.stage_of(progress.epoch))
             load_state(self.run.state_path, self.parts)
+            self._align()  # each card has a state of its own in the file, of the main process's
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
         else:
             if resume:
                 say(f"nothing to resume in {self.run.folder}: starting from the first step")
             self._begin()
-        history = self.run.history()[: progress.epoch]
-        self.run.write_history(history)
+        history = self.here.from_main(self.run.history)[: progress.epoch]
+        if self.here.main:
+            self.run.write_history(history)
         for row in history[self.stage.first :]:
             self.watchdog.look(self._signs(row))  # what it said of them has been said
         with self.stop:
@@ -201,18 +242,31 @@ class _Fit:
                     self.run.config
                 ):
                     self._next_stage(history)
-                save_state(self.run.state_path, self.parts, progress)
+                self._save_state(progress)
                 if on_epoch is not None:
                     on_epoch(self.run)
-                if self.stop.requested and not finished(self.run.config, history):
-                    raise TrainingStopped(self.run)
+                if self._stopping() and not finished(self.run.config, history):
+                    raise self._halted()
             self._taste_soup(history)
-        self.run.state_path.unlink(missing_ok=True)  # three times the weights, and of no more use
-        if self.run.config.log_with != "none":
-            self.accelerator.end_training()
-        if self.stop.requested:  # in the last validation: whoever called must not go on
-            raise TrainingStopped(self.run)
+        if self.here.main:  # three times the weights, and of no more use
+            self.run.state_path.unlink(missing_ok=True)
+        for tracker in self.accelerator.trackers if self.logs else ():
+            tracker.finish()  # end_training would leave the other processes, too
+        if self._stopping():  # in the last validation: whoever called must not go on
+            raise self._halted()
         return self.run
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop: all stop together, after the same step."""
+        return self.here.any(self.stop.requested)
+
+    def _halted(self) -> TrainingStopped:
+        self.here.wait_for_main()  # a process that ends makes the launcher end the others
+        return TrainingStopped(self.run)
+
+    def _save_state(self, progress: EpochProgress) -> None:
+        if self.here.main:
+            save_state(self.run.state_path, self.parts, progress)
 
     def _begin(self) -> None:
         """The first stage, on features brought to mean 0 and deviation 1 where that is wanted."""
@@ -229,9 +283,12 @@ class _Fit:
         say(
             f"stage {self.stage.number} ends: best rsum {best['rsum']:.1f} in epoch {best['epoch']}"
         )
-        keep_stage(self.run, self.stage.number)
-        for model in {id(m): m for m in (self.model, self.kept)}.values():
-            model.load_weights(self.run.weights_path)
+        models = list({id(m): m for m in (self.model, self.kept)}.values())
+        if self.here.main:  # the others might still see an older file
+            keep_stage(self.run, self.stage.number)
+            for model in models:
+                model.load_weights(self.run.weights_path)
+        copy_from_main(models, self.accelerator.device)
         self._enter(self.plan.stage_of(self.stage.last))
 
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
@@ -278,24 +335,25 @@ class _Fit:
         if self.average:
             done = (progress.epoch - self.stage.first) * self.stage.train_loader.steps
             self.average.update(self.model, done + progress.step - 1)
-        due = progress.step % self.run.config.save_steps == 0
-        if due or self.stop.requested:
+        due, stopping = progress.step % self.run.config.save_steps == 0, self._stopping()
+        if due or stopping:
             meter.settle()
-            save_state(self.run.state_path, self.parts, progress)
-        if progress.step % STEPS_BETWEEN_READINGS == 0 and self.run.config.log_with != "none":
+            self._save_state(progress)
+        if progress.step % STEPS_BETWEEN_READINGS == 0 and self.logs:
             meter.settle()
             rate = float(self.parts.optimizer.param_groups[0]["lr"])
             values = {"train/loss": meter.last_loss, "train/learning_rate": rate}
             self.accelerator.log(values, step=self._global_step(progress))
-        if self.stop.requested:
+        if stopping:
             if not self.run.weights_path.is_file():
                 say("no epoch is done yet: keeping the weights of this moment, not validated")
                 self._save()
-            raise TrainingStopped(self.run)
+            raise self._halted()
 
     def _taste_soup(self, history: list[dict[str, Any]]) -> None:
         """Keep the mean of the best epochs where validation finds it better than the best one."""
-        epochs = self.soup.pour(self.kept)
+        epochs = self.here.from_main(lambda: self.soup.pour(self.kept))
+        copy_from_main([self.kept], self.accelerator.device)
         if epochs:
             best = max(float(row["rsum"]) for row in history)
             found = validate(self.kept, self.stage.val_loader, self.criterion, self.run.config)
@@ -307,13 +365,16 @@ class _Fit:
             )
             if better:
                 self._save()
-            self.run.write_history(history)
-        self.soup.clear()
+            if self.here.main:
+                self.run.write_history(history)
+        if self.here.main:
+            self.soup.clear()
 
     def _save(self) -> None:
         """Write the weights that are kept, with the temperature that belongs to them."""
         remember_temperature(self.kept, self.criterion)
-        self.kept.save_pretrained(self.run.folder)
+        if self.here.main:
+            self.kept.save_pretrained(self.run.folder)
 
     def _signs(self, row: dict[str, Any]) -> EpochSigns:
         """What the watchdog looks at."""
@@ -339,13 +400,15 @@ class _Fit:
             self._save()
         if self.run.config.keep_epochs and row["stage"] == WHOLE:
             remember_temperature(self.kept, self.criterion)
-            keep_epoch(self.run, row["epoch"], self.kept)
-        self.run.write_history(history)
-        if self.run.config.soup:
+            if self.here.main:
+                keep_epoch(self.run, row["epoch"], self.kept)
+        if self.here.main:
+            self.run.write_history(history)
+        if self.run.config.soup and self.here.main:
             self.soup.add(self.kept, history)
         if self.stage.is_told(row["epoch"]):
             say(epoch_line(row, planned_epochs(self.run.config), best is row))
         for warning in self.watchdog.look(self._signs(row)):
             say(warning)
-        if self.run.config.log_with != "none":
+        if self.logs:
             self.accelerator.log(epoch_values(row), step=row["step"])

@@ -24,8 +24,10 @@ from captune.data.table import CaptionTable
 from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
+from captune.processes import processes
 from captune.training.captions import CaptionDraw
 from captune.training.schedule import multiple_of_16, training_side
+from captune.training.sharing import exchange
 
 
 class Batch(NamedTuple):
@@ -35,6 +37,9 @@ class Batch(NamedTuple):
     unit length, as the frozen tower gives it; ``images (B,)`` int64 rows of the table,
     ``caption_images (C,)`` the image row of each caption. The first ``own`` captions belong to
     the batch's images; the first B of them are one of each image, in order.
+
+    ``sizes``: where several processes share the batch, how many of its images each holds, in order;
+    ``inputs`` are then this process's alone.
     """
 
     inputs: Tensor
@@ -42,6 +47,7 @@ class Batch(NamedTuple):
     images: Tensor
     caption_images: Tensor
     own: int
+    sizes: tuple[int, ...] | None = None
 
     def embed(self, model: CLIPModel) -> Tensor:
         """The images' embeddings ``(B, D)``, unit length."""
@@ -94,7 +100,11 @@ class BatchLoader:
         self.captions = captions
         self.side = side
         self.unreadable: dict[str, str] = {}
-        self._keys = EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        self.here = processes()
+        self._shares = shuffle and self.here.count > 1
+        self._keys = EpochBatches(
+            len(dataset), batch_size, seed=seed, shuffle=shuffle, here=self.here
+        )
         self._loader: DataLoader[Any] = DataLoader(
             SkippingDataset(dataset),
             batch_sampler=self._keys,
@@ -124,11 +134,18 @@ class BatchLoader:
         """The batches of ``epoch`` from position ``start`` on; one may be empty of images."""
         self._keys.begin(epoch, start, 0 if self.side is None else self.side(epoch))
         for step, (pixels, images, caption_rows, broken) in enumerate(self._loader, start):
+            sizes = None
+            if self._shares:
+                pixels, images, caption_rows, sizes, broken = exchange(
+                    self.here, pixels, images, caption_rows, broken
+                )
             for error in broken:
                 if error.path not in self.unreadable:
                     say(f"skipped an unreadable image: {error}")
                 self.unreadable[error.path] = error.reason
-            yield make_batch(pixels, images, caption_rows, self.bank, self.captions, epoch, step)
+            yield make_batch(
+                pixels, images, caption_rows, self.bank, self.captions, epoch, step, sizes
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(0)
@@ -142,13 +159,14 @@ def make_batch(
     captions: CaptionDraw | None = None,
     epoch: int = 0,
     step: int = 0,
+    sizes: tuple[int, ...] | None = None,
 ) -> Batch:
     """A batch of images with the captions ``drawn (B,)`` for them, and those that join them."""
     if captions is None or len(images) == 0:
-        return Batch(inputs, bank.lookup(drawn), images, images, len(drawn))
+        return Batch(inputs, bank.lookup(drawn), images, images, len(drawn), sizes)
     joined = captions.draw(images.numpy(), drawn.numpy(), epoch, step)
     owners = torch.from_numpy(joined.images)
-    return Batch(inputs, bank.lookup(joined.rows), images, owners, joined.own)
+    return Batch(inputs, bank.lookup(joined.rows), images, owners, joined.own, sizes)
 
 
 def check_bank(bank: CaptionBank, table: CaptionTable) -> None:
@@ -253,6 +271,11 @@ def with_bank(loader: Any, model: CLIPModel) -> Batches:
         raise CaptuneError(
             f"a loader over COCOClipDataset is needed, found {type(loader).__name__} over "
             f"{type(dataset).__name__}: use make_loader(dataset, bank, config)"
+        )
+    if processes().count > 1:
+        raise CaptuneError(
+            "a plain DataLoader gives each process all images: use make_loader(dataset, bank, "
+            "config), whose batches are shared among the processes"
         )
     if not hasattr(loader, "bank"):
         captions = dataset.table.captions.num_rows

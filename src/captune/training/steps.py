@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +22,14 @@ from captune.device import autocast, best_device, choose_precision, keep_freed_m
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.losses import Criterion
-from captune.matching import Pairs, match_pairs, mix_pairs
+from captune.matching import Pairs, PairsPart, match_pairs, match_part, mix_pairs
 from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
+from captune.processes import processes
 from captune.training.chunks import embed
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.mixing import Mix, step_mix
+from captune.training.sharing import average_statistics, own_rows, sum_gradients, total
 from captune.training.watch import effective_rank, spread
 
 STEPS_BETWEEN_READINGS = 10
@@ -65,7 +66,7 @@ def make_accelerator(config: Config, **options: Any) -> Accelerator:
     precision = choose_precision(config.precision, device)
     # Its state is one for the process; without this a second run could not change precision. Under
     # a launcher the process group is part of it and stays.
-    AcceleratorState._reset_state(reset_partial_state=os.environ.get("WORLD_SIZE", "1") == "1")
+    AcceleratorState._reset_state(reset_partial_state=processes().count == 1)
     return Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=config.device == "cpu",
@@ -95,33 +96,63 @@ def train_step(
     image, chunks = embed(model, batch, mix, config.chunk_size, accelerator.autocast)
     text = model.project_text(frozen)  # (C, D)
     if paired:
-        pairs = _pairs(batch, frozen, config)
-        if mix is not None:
-            device = pairs.images.device
-            pairs = mix_pairs(pairs, mix.partner.to(device), mix.weight.to(device))
+        partial = batch.sizes is not None and getattr(criterion, "takes_parts", False)
+        pairs = (_part if partial else _pairs)(batch, frozen, config, mix)
         loss = criterion(image, text, pairs)  # type: ignore[call-arg]
     else:
+        partial = False
         loss = criterion(image, text[: len(image)])
+    if batch.sizes is not None and not partial:  # each process has all of it
+        loss = loss / len(batch.sizes)
     accelerator.backward(loss)
     if chunks is not None:
         chunks.backward()
+    if batch.sizes is not None:
+        sum_gradients(_trained(optimizer), batch.sizes)
+        average_statistics(model.image_encoder)
     accelerator.clip_grad_norm_(_trained(optimizer), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-    similarity = image.detach() @ text[: len(image)].detach().T  # (B, B)
-    own = torch.arange(len(similarity), device=similarity.device)
-    hits = (similarity.argmax(0) == own).float() + (similarity.argmax(1) == own).float()
-    return loss.detach(), hits.mean() / 2
+    rows = slice(None) if batch.sizes is None else own_rows(batch.sizes)
+    hits = _hits(image.detach(), text[: len(image)].detach(), rows)
+    if batch.sizes is not None:
+        loss, hits = total(torch.stack((loss.detach(), hits)))
+    return loss.detach(), hits / (2 * len(image))
 
 
-def _pairs(batch: Batch, frozen: Tensor, config: Config) -> Pairs:
+def _hits(image: Tensor, text: Tensor, rows: slice) -> Tensor:
+    """How often the own partner scores best, both ways, for ``rows`` of ``(B, D)`` each."""
+    own = torch.arange(len(image), device=image.device)[rows]
+    one = image[rows] @ text.T  # (b, B)
+    other = one.T if len(one) == len(image) else text[rows] @ image.T
+    return (one.argmax(1) == own).float().sum() + (other.argmax(1) == own).float().sum()
+
+
+def _pairs(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> Pairs:
     """Which captions of the step belong to which image; likeness is the frozen tower's."""
-    return match_pairs(
+    pairs = match_pairs(
         batch.images.to(frozen.device),
         batch.caption_images.to(frozen.device),
         frozen,
         own=batch.own,
+        duplicate_threshold=config.duplicate_threshold,
+        duplicates=config.duplicates,
+    )
+    if mix is None:
+        return pairs
+    return mix_pairs(pairs, mix.partner.to(frozen.device), mix.weight.to(frozen.device))
+
+
+def _part(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> PairsPart:
+    """The same for the images that this process holds and their captions."""
+    assert batch.sizes is not None
+    return match_part(
+        (batch.images, batch.caption_images, batch.own),
+        frozen,
+        rows=own_rows(batch.sizes),
+        total=total,
+        mix=mix and (mix.partner, mix.weight),
         duplicate_threshold=config.duplicate_threshold,
         duplicates=config.duplicates,
     )
@@ -133,7 +164,10 @@ def coloured(
     """The batch on ``device`` with its photos' colours varied; kept features as they are."""
     if not config.augment or config.colour_jitter == 0 or batch.inputs.dim() == 2:
         return batch
-    ids = loader.table.image_ids[batch.images.numpy()]
+    if len(batch.inputs) == 0:  # of several processes one may hold none
+        return batch
+    own = batch.images if batch.sizes is None else batch.images[own_rows(batch.sizes)]
+    ids = loader.table.image_ids[own.numpy()]
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
     pixels = batch.inputs.to(device, non_blocking=True)
     size = config.chunk_size or len(pixels)  # its floats take four times the memory of the bytes
@@ -293,22 +327,32 @@ def validate(
     loader: Batches = with_bank(val_loader, model)
     precision = choose_precision(config.precision, model.device)
     forward = partial(autocast, model.device, precision)
-    embedded, rows, loss_sum = [], [], 0.0
+    embedded, rows, losses = [torch.empty(0, model.dimension)], [torch.empty(0).long()], [0.0]
     for batch in tqdm(loader.batches(0), total=loader.steps, desc="validating", leave=False):
         if len(batch.images) == 0:
             continue
         image, _ = embed(model, batch, None, config.chunk_size, forward)
         text = model.project_text(batch.text.to(model.device))
-        loss_sum += float(criterion(image, text)) * len(image)
+        losses.append(float(criterion(image, text)) * len(image))
         embedded.append(image.float().cpu())
         rows.append(batch.images)
     model.train(was_training)
-    if not rows:
+    here = processes()
+    images, found = here.all_rows(torch.cat(rows)), here.all_rows(torch.cat(embedded))
+    if not len(images):
         raise CaptuneError(f"no image of {loader.table.describe()} could be read")
-    images, found = torch.cat(rows), torch.cat(embedded)
+    if here.count > 1:  # each had some of the batches, which come in order
+        order = images.argsort()
+        images, found = images[order], found[order]
+    loss = float(here.all_rows(torch.tensor(losses, dtype=torch.float64)).sum()) / len(images)
+    return here.from_main(lambda: {"loss": loss, **_retrieval(model, loader, images, found)})
+
+
+def _retrieval(model: CLIPModel, loader: Batches, images: Tensor, found: Tensor) -> dict[str, Any]:
+    """Metrics of a whole split: ``images (n,)`` its rows, ``found (n, D)`` their embeddings."""
     captions, owner = loader.table.captions_among(images.numpy())
     text = model.project_text(loader.bank.lookup(captions).to(model.device)).cpu()
     metrics = retrieval_metrics(found, text, torch.from_numpy(owner))
     counts = {"images": len(images), "captions": len(captions)}
     signs = {"spread": spread(found), "effective_rank": effective_rank(found)}
-    return {"loss": loss_sum / len(images), **counts, **metrics, **signs}
+    return {**counts, **metrics, **signs}

@@ -8,10 +8,15 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from captune.console import say
+from captune.processes import launched
 
 
 class StopRequest:
-    """Ctrl-C asks for a stop after the step at hand; a second one stops at once."""
+    """Ctrl-C asks for a stop after the step at hand; a second one stops at once.
+
+    Of several processes each is told by the launcher, and once more by a terminal: there only the
+    launcher ends what does not stop.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -34,6 +39,9 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if launched() > 1:  # a launcher passes on what the terminal has sent already
+                return
             raise KeyboardInterrupt
         self.requested = True
-        say("stopping after this step (once more: at once)")
+        once_more = "" if launched() > 1 else " (once more: at once)"
+        say(f"stopping after this step{once_more}")

@@ -27,6 +27,7 @@ from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retri
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
 from captune.models import weights_digest
+from captune.processes import processes
 from captune.training.checkpoints import BEST
 from captune.training.run import SELECTED, TRAINED
 from captune.workflow.opening import Opened, OwnTowers, open_model, open_table
@@ -127,7 +128,8 @@ def evaluate(
     With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
     ``against``, another run or CLIP, it holds what :func:`compare_with` says. With ``truth`` it
     holds ``plausible``: see :func:`captune.evaluation.plausible.plausible_matches`. Where no split
-    is named, it is the one that the protocol or the ground truth is defined on.
+    is named, it is the one that the protocol or the ground truth is defined on. Several processes
+    share the photos and captions that are embedded, and all return the result.
 
     Raises:
         CaptuneError: also where hubness is to be corrected without training captions, and where
@@ -142,9 +144,11 @@ def evaluate(
             f"--hubness corrects the whole split, which is protocol {FULL.name}: leave out "
             f"--protocol {chosen.name}, or --hubness"
         )
-    opened = open_model(name, own)
-    other = open_model(against, own) if against else None
+    here = processes()
+    opened = here.main_first(lambda: open_model(name, own))
+    other = here.main_first(lambda: open_model(against, own)) if against else None
     table = open_table(opened, data, split, options or TableOptions())
+    here.check_same(f"{table.digest} {weights_digest(opened.model)}", "data or model")
     if truth is not None:
         truth.check(table.image_ids, table.caption_ids)  # before a long embedding
     queries = Querybank.of(opened, table) if hubness else None
@@ -167,7 +171,7 @@ def evaluate(
             table.caption_ids[captions],
             truth,
         )
-    if opened.run is not None and opened.checkpoint == BEST:
+    if opened.run is not None and opened.checkpoint == BEST and here.main:
         write_json(opened.run.output("metrics", ".json"), result)
     return result
 

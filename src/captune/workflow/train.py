@@ -13,8 +13,11 @@ from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.files import write_json
+from captune.processes import alone, processes
 from captune.training.fit import fit
 from captune.training.run import Provenance, Run
+from captune.workflow.evaluate import embed
+from captune.workflow.opening import OwnTowers, open_model
 from captune.workflow.story import Subject, sample_subject, tell
 
 
@@ -91,10 +94,19 @@ def train_and_tell(
         provenance=provenance,
         on_epoch=on_epoch,
     )
-    subject = subject or sample_subject(run, val_table)
-    metrics, page = tell(run, subject)
-    write_json(run.output("metrics", ".json"), metrics)
-    return Outcome(run, metrics, page, subject.commands)
+    told = subject or sample_subject(run, val_table)
+    here = processes()
+    if here.count > 1:  # together what is long; the rest is on disk then, or done by one
+        embed(open_model(str(run.folder), OwnTowers.of(run.config)), told.table)
+
+    def tell_alone() -> tuple[dict[str, Any], str]:
+        with alone():
+            metrics, page = tell(run, told)
+            write_json(run.output("metrics", ".json"), metrics)
+        return metrics, str(page)
+
+    metrics, page = here.from_main(tell_alone)
+    return Outcome(run, metrics, Path(page), told.commands)
 
 
 def _warn_of_shared_images(train: CaptionTable, val: CaptionTable) -> None:

@@ -1,0 +1,389 @@
+"""What one of several processes does in `test_processes.py`: everything that needs a group.
+
+``python shared_job.py FOLDER KIND...`` runs the functions of these names. Each compares what the
+processes do together with what one does by itself, in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from captune import bank as bank_module
+from captune import features as features_module
+from captune import processes as processes_module
+from captune import rowfile as rowfile_module
+from captune.bank import CaptionBank
+from captune.config import DEFAULT_CONFIG, Config
+from captune.data.dataset import COCOClipDataset
+from captune.data.table import CaptionTable
+from captune.errors import CaptuneError
+from captune.evaluation import embeddings as embeddings_module
+from captune.evaluation.embeddings import embed_images
+from captune.features import FeatureStore
+from captune.losses import Criterion, InfoNCELoss
+from captune.models import CLIPModel
+from captune.processes import ProcessLostError, alone, leave, processes, watched
+from captune.rowfile import Halves, RowFile, Rows
+from captune.training import fit as fit_module
+from captune.training.criteria import make_criterion
+from captune.training.feature_batches import FeatureBatches
+from captune.training.fit import TrainingStopped, fit
+from captune.training.loader import make_loader
+from captune.training.run import Run
+from captune.training.steps import make_accelerator, train_epoch
+
+FOLDER = Path(sys.argv[1])
+CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+
+
+def config_of(**changes: Any) -> Config:
+    """Small towers and batches of seven images, which no number of processes here divides."""
+    small: dict[str, Any] = {
+        "recipe": "best",
+        "image_encoder": str(FOLDER / "tiny-resnet"),
+        "text_encoder": str(FOLDER / "tiny-sentence" / "model"),
+        "head_epochs": 2,
+        "num_epochs": 2,
+        "batch_size": 7,
+        "head_batch_size": 7,
+        "bank_negatives": 16,
+        "hidden_dim": 32,
+        "learning_rate": 1e-3,
+        "head_learning_rate": 1e-2,
+        "duplicate_threshold": 0.0,
+        "num_workers": 0,
+        "precision": "fp32",
+        "log_with": "none",
+        "save_steps": 1,
+    }
+    return DEFAULT_CONFIG.replace(**{**small, **changes})
+
+
+def table_of(split: str = "train", images: int | None = None) -> CaptionTable:
+    """The scenes of ``make_folder``, image ``i`` with ``1 + i % 4`` captions; each third image has
+    a caption of the one before it."""
+    paths = sorted((FOLDER / split).glob("*.jpg"))[:images]
+    captions = []
+    for row, path in enumerate(paths):
+        texts = [f"{path.stem.replace('_', ' ')} ({turn})" for turn in range(1 + row % 4)]
+        texts[0] = paths[row - (row % 3 == 2)].stem.replace("_", " ")
+        captions += [(10 * row + turn, text, row) for turn, text in enumerate(texts)]
+    listed = [(row + 1, path.name, path) for row, path in enumerate(paths)]
+    return CaptionTable.build(listed, captions, name="scenes", split=split)
+
+
+class OwnLoss(nn.Module):
+    """A loss of one's own that knows no pairs, with a weight to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return InfoNCELoss(temperature=1.0)(image * self.scale, text)
+
+
+class Steps:
+    """Gradients of every step of an epoch, and what it leaves behind."""
+
+    def __init__(self, model: CLIPModel, loader: Any, criterion: Criterion, config: Config) -> None:
+        self.gradients: list[Tensor | None] = []
+        accelerator = make_accelerator(config)
+        own = list(criterion.parameters()) if isinstance(criterion, nn.Module) else []
+        trained = [p for p in (*model.parameters(), *own) if p.requires_grad]
+        # Adam's first steps are signs of the gradient: rounding of nothing would be a whole step.
+        optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
+        optimizer.register_step_pre_hook(
+            lambda *_: self.gradients.extend(
+                None if p.grad is None else p.grad.clone() for p in trained
+            )
+        )
+        prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
+        torch.manual_seed(1)
+        self.summary = train_epoch(
+            model, loader, criterion, prepared, None, 0, config, accelerator=accelerator
+        )
+        self.summary.pop("images_per_second")
+        self.state = {key: value.clone() for key, value in model.state_dict().items()}
+        if isinstance(criterion, nn.Module):
+            self.state |= {f"loss.{k}": v.clone() for k, v in criterion.state_dict().items()}
+        self.next_draw = torch.rand(4)
+
+
+def steps_of(config: Config, *, head: bool, table: CaptionTable, own: bool) -> Steps:
+    """An epoch of stage 1 or 2."""
+    torch.manual_seed(0)
+    model = CLIPModel.from_config(config)
+    criterion: Criterion = OwnLoss() if own else make_criterion(config, model.dimension)
+    if isinstance(criterion, nn.Module) and hasattr(criterion, "queue") and criterion.queue:
+        ids = torch.arange(5)  # some of them come again
+        rows = nn.functional.normalize(torch.randn(5, model.dimension), dim=-1)
+        criterion.queue.append(rows, ids)
+    bank = CaptionBank.build(table.texts(), model.text_encoder, progress=False)
+    if head:
+        model.image_encoder.requires_grad_(False)
+        store = FeatureStore.build(table, model, mirrored=True, num_workers=0, progress=False)
+        loader: Any = FeatureBatches(store, table, bank, config, shuffle=True)
+    else:
+        dataset = COCOClipDataset(table=table, image_size=32, augment=True, seed=config.seed)
+        loader = make_loader(dataset, bank, config)
+    return Steps(model, loader, criterion, config)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "best": {},
+    "duplicates": {"duplicate_threshold": 0.5, "duplicates": "positive", "max_grad_norm": 0.05},
+    "ignored": {"duplicate_threshold": 0.999, "text_adapter": True, "soft_targets": 0.3},
+    "queue": {"image_queue": 12, "mixup": 0.0, "head_mixup": 0.0, "hard_negatives": 0.5},
+    "queue-soft": {"image_queue": 12, "mixup": 0.0, "head_mixup": 0.0, "soft_targets": 0.2},
+    "siglip": {"loss": "siglip", "captions_per_image": 2},
+    "chunks": {"chunk_size": 2, "use_attention_pooling": True},
+    "photos": {"mix_photos": True, "colour_jitter": 0.4},
+    "photos-chunks": {"mix_photos": True, "chunk_size": 2},
+    "batch-norm": {"use_batch_norm": True, "generalised_pooling": True},
+    "one-caption": {"captions_per_image": 1, "bank_negatives": 0, "learn_temperature": False},
+    "head": {"standardise_features": True, "soft_targets": 0.1},
+    "own-loss": {},
+    "broken": {"mix_photos": True, "colour_jitter": 0.4},
+    "few": {"bank_negatives": 4},
+}
+
+
+def kind(name: str) -> None:
+    """A kind of step: gradients of two steps, weights after them and draws are those of one."""
+    config = config_of(**KINDS[name])
+    table = table_of("broken" if name == "broken" else "train", 2 if name == "few" else 14)
+    made = {"head": name == "head", "table": table, "own": name == "own-loss"}
+    with alone():
+        one = steps_of(config, **made)
+    together = steps_of(config, **made)
+    moved = sum(float(g.norm()) for g in one.gradients if g is not None)
+    assert moved > 1e-3, f"{name}: nothing is learnt, {moved}"
+    assert len(one.gradients) == len(together.gradients)
+    for alone_has, found in zip(one.gradients, together.gradients, strict=True):
+        torch.testing.assert_close(found, alone_has, **CLOSE)
+    torch.testing.assert_close(together.state, one.state, **CLOSE)
+    torch.testing.assert_close(together.summary, one.summary, **CLOSE)
+    assert torch.equal(together.next_draw, one.next_draw)
+
+
+def every_kind() -> None:
+    for name in KINDS:
+        try:
+            kind(name)
+        except BaseException:
+            print(f"in {name}", file=sys.stderr)
+            raise
+
+
+def own_statistics() -> None:
+    """A BatchNorm that moves has each process's batch: another training, but one for all."""
+    config = config_of(recipe="plain", freeze_batch_norm=False)
+    found = steps_of(config, head=False, table=table_of("train", 14), own=False)
+    norms = [key for key in found.state if "running_" in key]
+    assert norms
+    for key, value in found.state.items():
+        for other in processes().rows_of_each(value.reshape(-1)):
+            assert torch.equal(other, value.reshape(-1)), key
+
+
+def fitted(name: str, config: Config, **options: Any) -> Run:
+    return fit(table_of(), table_of("val"), out=FOLDER / name, config=config, **options)
+
+
+@contextlib.contextmanager
+def at_step(number: int, act: Callable[[], None]) -> Iterator[None]:
+    """``act`` after the step of that number, from 1."""
+    real, steps = fit_module._Fit._after_step, 0
+
+    def after_step(self: Any, meter: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            act()
+        real(self, meter)
+
+    fit_module._Fit._after_step = after_step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fit_module._Fit._after_step = real  # type: ignore[method-assign]
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    """History, but for what a clock says, and the weights that are kept."""
+    assert len(one.history()) == len(other.history()) == 4
+    for row, found in zip(one.history(), other.history(), strict=True):
+        for key in ("seconds", "images_per_second"):
+            row.pop(key), found.pop(key)
+        torch.testing.assert_close(found, row, rtol=1e-3, atol=1e-4)
+    weights = [load_file(run.weights_path) for run in (one, other)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=2e-4)
+
+
+def stores() -> None:
+    """Captions, photos and any rows are computed in turns, and where one process was interrupted
+    several go on: each row that was missing is computed once."""
+    here = processes()
+    table = table_of("broken")
+    bank_module.BATCH = features_module.BATCH = 3
+    model = CLIPModel.from_config(config_of())
+    made = []
+    for name in ("one", "together"):
+        cache = FOLDER / f"stores-{here.count}-{name}-{here.rank if name == 'one' else 'all'}"
+        with alone() if name == "one" else contextlib.nullcontext():
+            bank = CaptionBank.build(table.texts(), model.text_encoder, cache=cache)
+            kept = {"mirrored": True, "cache": cache, "num_workers": 0}
+            made.append((bank, FeatureStore.build(table, model, **kept)))  # type: ignore[arg-type]
+    (bank, store), (shared_bank, shared_store) = made
+    assert torch.equal(bank.all(), shared_bank.all())
+    assert store.readable.tolist() == shared_store.readable.tolist()
+    for one, other in ((store.plain, shared_store.plain), (store.mirrored, shared_store.mirrored)):
+        assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
+
+    computed: list[int] = []
+    limit = 6
+
+    def compute(rows: Rows) -> Halves:
+        if len(computed) >= limit:
+            raise KeyboardInterrupt
+        computed.extend(rows.tolist())
+        return np.repeat(rows[:, None], 2, 1).astype(np.float16)
+
+    rowfile_module.SECONDS_BETWEEN_MARKS = 0.0
+    file = RowFile(FOLDER / f"rows-{here.count}", "rows", (23, 2), "one")
+    order = np.random.default_rng(0).permutation(23)
+    words: dict[str, Any] = {"batch": 3, "words": "rows", "unit": "row", "progress": False}
+    if here.main:
+        file.folder.mkdir()
+        with alone(), contextlib.suppress(KeyboardInterrupt):
+            file.fill(order, compute, **words)
+    limit = 100
+    file.fill(order, compute, **words)
+    here.see(file.path)
+    assert np.array_equal(file.open("rows")[:, 0], np.arange(23))
+    every = here.all_rows(torch.tensor(computed, dtype=torch.int64)).tolist()
+    assert sorted(every) == list(range(23)) and len(computed) < 23 - 5
+
+
+def whole() -> None:
+    """Both stages, validated, kept, measured, as one process does."""
+    world = processes().count
+    embeddings_module.BATCH = 3
+    config = config_of(soup=2, keep_epochs=True, log_with="tensorboard")
+    with alone():
+        one = fitted(f"one-{world}-{processes().rank}-{os.environ['RANK']}", config)
+    together = fitted(f"together-{world}", config)
+    assert_same_run(one, together)
+    assert (together.folder / "checkpoints" / "epoch-4.safetensors").is_file()
+    assert not together.state_path.exists()
+    assert len(list((together.folder / "logs").rglob("events.*"))) == len(
+        list((one.folder / "logs").rglob("events.*"))
+    )
+    assert fitted(f"together-{world}", config).is_complete  # and nothing is trained again
+    with alone():
+        model = together.load_model()
+        wanted = embed_images(model, table_of(), num_workers=0)
+    found = embed_images(model, table_of(), num_workers=0)
+    assert found.rows.tolist() == wanted.rows.tolist() == list(range(20))
+    torch.testing.assert_close(found.vectors, wanted.vectors)
+    broken = embed_images(model, table_of("broken"), num_workers=0)
+    assert broken.unreadable == 9 and len(broken.rows) == 5
+
+
+def stopped() -> None:
+    """A polite kill of the last process stops all after the same step; resumed, the end is one."""
+    here = processes()
+    last = here.rank == here.count - 1
+    config = config_of()
+    with alone():
+        one = fitted(f"undisturbed-{here.count}-{os.environ['RANK']}", config)
+    for step in (1, 4, 2):  # in stage 1, then in stage 2, counted from where it went on
+        act = partial(os.kill, os.getpid(), signal.SIGTERM) if last else lambda: None
+        try:
+            with at_step(step, act):
+                fitted(f"stopped-{here.count}", config, resume=True)
+        except TrainingStopped as halt:
+            assert halt.run.weights_path.is_file() and halt.run.state_path.is_file()
+        else:
+            raise AssertionError("it was not stopped")
+    assert_same_run(one, fitted(f"stopped-{here.count}", config, resume=True))
+
+
+def refused() -> None:
+    """What is wrong for the main process is an error in all, and nothing waits."""
+    here = processes()
+    folder = FOLDER / f"occupied-{here.count}"
+    if here.main:
+        folder.mkdir()
+        (folder / "letter.txt").touch()
+    wrong: dict[str, Callable[[], object]] = {
+        "is not empty": lambda: fitted(folder.name, config_of()),
+        "do not see the same data": lambda: fitted("seeds", config_of(seed=here.rank)),
+        "is not seen on every machine": lambda: here.see(FOLDER / "nowhere"),
+    }
+    if here.count > 2:
+        wrong["cannot be shared"] = lambda: fitted("small", config_of(batch_size=2))
+    processes_module.SECONDS_TO_APPEAR = 0.1
+    for words, act in wrong.items():
+        try:
+            act()
+        except CaptuneError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"no error that {words}")
+
+
+def killed() -> None:
+    """The last process dies in stage 2, in the middle of the first epoch; the other is told."""
+    here = processes()
+    act = partial(os.kill, os.getpid(), signal.SIGKILL) if not here.main else lambda: None
+    try:
+        with watched(), at_step(5, act):
+            fitted("killed", config_of())
+    except ProcessLostError as lost:
+        print(lost)
+        sys.exit(3)
+
+
+def resumed() -> None:
+    """Three processes go on with what two began, one with what three did."""
+    with alone():
+        one = fitted(f"undisturbed-{os.environ['RANK']}", config_of())
+    act = partial(os.kill, os.getpid(), signal.SIGINT) if processes().main else lambda: None
+    try:
+        with at_step(1, act):
+            fitted("killed", config_of(), resume=True)
+    except TrainingStopped:
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    if processes().main:
+        with alone():
+            assert_same_run(one, fitted("killed", config_of(), resume=True))
+
+
+def main() -> None:
+    os.environ["CAPTUNE_CACHE"] = str(FOLDER / "cache")
+    torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        job = globals().get(name)
+        job() if job else kind(name)
+        print(f"{name}: done", flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Several processes against one: gradients, whole runs, what stops them, and where they go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from conftest import COLOURS, write_scene
+
+JOB = Path(__file__).with_name("shared_job.py")
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_resnet: Path, tiny_sentence: Path
+) -> Path:
+    """Scenes and towers for :mod:`shared_job`."""
+    found = tmp_path_factory.mktemp("processes")
+    (found / "tiny-resnet").symlink_to(tiny_resnet)
+    (found / "tiny-sentence").symlink_to(tiny_sentence.parent)
+    pairs = [(ground, square) for ground in COLOURS for square in COLOURS if ground != square]
+    for split, some in (("train", pairs[:20]), ("val", pairs[20:]), ("broken", pairs[:14])):
+        for ground, square in some:
+            write_scene(found / split / f"{square}_on_{ground}.jpg", ground, square)
+    # All that the first of several processes holds of a batch, and one of a later one's.
+    for path in sorted((found / "broken").glob("*.jpg"))[:9]:
+        path.write_bytes(b"no picture")
+    return found
+
+
+class Begun(NamedTuple):
+    """A process, and the file that it writes into: a pipe that nobody reads would stop it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def start(
+    world: int, folder: Path, *jobs: str, within: Sequence[Sequence[str]] = (), address: str = ""
+) -> list[Begun]:
+    """The processes of a job, as a launcher starts them; ``within``: words before each command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    source = str(Path(__file__).parents[2] / "src")
+    begun = []
+    for rank in range(world):
+        own = {
+            "RANK": rank,
+            "LOCAL_RANK": 0 if within else rank,
+            "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": 1 if within else world,
+            "MASTER_ADDR": address or "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1,
+            "TQDM_DISABLE": 1,
+            "PYTHONPATH": source,
+        }
+        log = folder / f"{port}-{rank}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*(within[rank] if within else ()), sys.executable, str(JOB), str(folder), *jobs],
+                env={**os.environ, **{key: str(value) for key, value in own.items()}},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        begun.append(Begun(process, log))
+    return begun
+
+
+def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
+    """What each process said, once all have ended as they should."""
+    try:
+        found = [process.wait(timeout=200) for process, _ in begun]
+    finally:
+        for process, _ in begun:
+            process.kill()
+            process.wait()
+    said = [log.read_text(encoding="utf-8") for _, log in begun]
+    assert found == list(codes or [0] * len(begun)), "\n".join(
+        f"process {rank} ended with {code}:\n{words[-3000:]}"
+        for rank, (code, words) in enumerate(zip(found, said, strict=True))
+    )
+    return said
+
+
+@pytest.mark.parametrize(
+    ("world", "jobs"),
+    [
+        (2, ["every_kind", "own_statistics", "stores", "whole", "stopped", "refused"]),
+        (3, ["every_kind", "refused"]),
+    ],
+)
+def test_several_processes_do_what_one_does(world: int, jobs: list[str], folder: Path) -> None:
+    finish(start(world, folder, *jobs))
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[list[tuple[str, str]]]:
+    """Two network namespaces with a cable between them: nodes that share a file system alone."""
+    names = [f"captune-{os.getpid()}-{end}" for end in "ab"]
+    cables = [f"ct{os.getpid() % 10**6}{end}" for end in "ab"]
+    if shutil.which("ip") is None:
+        pytest.skip("iproute2 is not installed")
+    ip("link", "add", cables[0], "type", "veth", "peer", "name", cables[1], skip=True)
+    try:
+        for place, (name, cable) in enumerate(zip(names, cables, strict=True), 1):
+            ip("netns", "add", name, skip=True)
+            ip("link", "set", cable, "netns", name)
+            ip("-n", name, "address", "add", f"10.213.0.{place}/24", "dev", cable)
+            for device in (cable, "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        yield list(zip(names, cables, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        subprocess.run(["ip", "link", "delete", cables[0]], capture_output=True)
+
+
+def ip(*words: str, skip: bool = False) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode and skip:
+        pytest.skip(f"network namespaces are not permitted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_nodes_are_one_process(folder: Path, two_nodes: list[tuple[str, str]]) -> None:
+    """Each has a network of its own: nothing goes over the loopback, which they do not share."""
+    within = [
+        ("ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={cable}")
+        for name, cable in two_nodes
+    ]
+    finish(start(2, folder, "best", "broken", within=within, address="10.213.0.1"))
+
+
+def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:
+    """The others end with one line; three processes go on, and then one, to one's very weights."""
+    told = finish(start(2, folder, "killed"), codes=[3, -9])
+    assert "another process of this job ended" in told[0] and "Traceback" not in told[0]
+    finish(start(3, folder, "resumed"))
