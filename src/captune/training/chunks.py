@@ -83,13 +83,13 @@ class PooledChunks:
         self._photos = photos
         self._chunks = chunks
         self._autocast = autocast
-        self._draws: list[_Draws] = []
+        self._draws: list[Draws] = []
         pooled = []
         # A context of its own: in some versions of torch, autocast keeps the weights that it casts
         # until it is left, and those cast here know no gradient.
         with torch.no_grad(), autocast():
             for rows in chunks:
-                self._draws.append(_Draws.now(model.device))
+                self._draws.append(Draws.now(model.device))
                 pooled.append(model.pooled_features(photos(rows)))
         trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
         self.features = torch.cat(pooled).requires_grad_(trained)
@@ -102,7 +102,7 @@ class PooledChunks:
         gradient = self.features.grad
         if gradient is None:  # nothing before them is trained
             return
-        after = _Draws.now(self._model.device)
+        after = Draws.now(self._model.device)
         with _no_running_statistics(_parts(self._model)):
             for rows, draws in zip(self._chunks, self._draws, strict=True):
                 draws.again()
@@ -113,14 +113,14 @@ class PooledChunks:
         after.again()  # the next step draws as if nothing had been drawn twice
 
 
-class _Draws(NamedTuple):
+class Draws(NamedTuple):
     """Where torch's generators stand: the host's, and the device's where it has its own."""
 
     device: torch.device
     states: list[Tensor]
 
     @classmethod
-    def now(cls, device: torch.device) -> _Draws:
+    def now(cls, device: torch.device) -> Draws:
         states = [torch.get_rng_state()]
         if device.type != "cpu":
             states.append(torch.get_device_module(device.type).get_rng_state())
