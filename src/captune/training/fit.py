@@ -11,6 +11,7 @@ import torch
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
+from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
 from captune.device import best_device
 from captune.errors import CaptuneError
@@ -40,6 +41,7 @@ from captune.training.steps import (
     validate,
 )
 from captune.training.stop import StopRequest
+from captune.training.stream_loader import position_in_stream
 from captune.training.telling import epoch_line, epoch_values, tracking_options
 from captune.training.watch import EpochSigns, Watchdog
 
@@ -53,7 +55,7 @@ class TrainingStopped(Exception):
 
 
 def fit(
-    train: CaptionTable,
+    train: CaptionTable | StreamTable,
     val: CaptionTable,
     *,
     out: str | Path,
@@ -67,7 +69,8 @@ def fit(
     """Train an image tower on ``train``, keep the model that is best on ``val``.
 
     Args:
-        train, val: images with captions.
+        train: images with captions, or a stream of them, for stage 2 alone.
+        val: images with captions.
         out: the run's directory.
         config: or any mapping with its keys.
         model: towers of one's own; default: the ones that ``config`` names.
@@ -111,7 +114,7 @@ class _Fit:
         run: Run,
         model: CLIPModel,
         criterion: Criterion | None,
-        train: CaptionTable,
+        train: CaptionTable | StreamTable,
         val: CaptionTable,
     ) -> None:
         config = run.config
@@ -182,6 +185,9 @@ class _Fit:
             progress = read_progress(self.run.state_path)
             self._enter(self.plan.stage_of(progress.epoch))
             load_state(self.run.state_path, self.parts)
+            progress.chunk_size = 0  # here may be more memory than where it was found
+            loader, first = self.stage.train_loader, self.stage.first
+            progress = position_in_stream(progress, loader, self.parts.scheduler, first)
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
         else:
             if resume:
@@ -195,7 +201,9 @@ class _Fit:
             while not finished(self.run.config, history):
                 history.append(self._epoch(progress))
                 self._keep(history)
-                progress = EpochProgress(progress.epoch + 1)
+                progress = EpochProgress(
+                    progress.epoch + 1, chunk_size=progress.chunk_size, layout=progress.layout
+                )
                 # Before the state is saved: what stage 2 starts from may be overwritten by its own.
                 if progress.epoch == self.stage.last and len(history) < planned_epochs(
                     self.run.config
@@ -237,6 +245,7 @@ class _Fit:
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
         self.stage.prepare(self.criterion if self.made else None, progress.epoch)
+        progress.layout = getattr(self.stage.train_loader, "layout", "")
         trained = train_epoch(
             self.model,
             self.stage.train_loader,

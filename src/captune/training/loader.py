@@ -24,8 +24,9 @@ from captune.data.table import CaptionTable
 from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
-from captune.training.captions import CaptionDraw
+from captune.training.captions import CaptionDraw, Captioned
 from captune.training.schedule import multiple_of_16, training_side
+from captune.training.stream_bank import StreamBank
 
 
 class Batch(NamedTuple):
@@ -138,7 +139,7 @@ def make_batch(
     inputs: Tensor,
     images: Tensor,
     drawn: Tensor,
-    bank: CaptionBank,
+    bank: CaptionBank | StreamBank,
     captions: CaptionDraw | None = None,
     epoch: int = 0,
     step: int = 0,
@@ -228,7 +229,7 @@ def crop_side(epoch: int, config: Config, image_size: int) -> int:
     return training_side(epoch - config.head_epochs, config.num_epochs, full)
 
 
-def caption_draw(table: CaptionTable, config: Config) -> CaptionDraw | None:
+def caption_draw(table: Captioned, config: Config) -> CaptionDraw | None:
     """None where each image stands in a step with the one caption that the dataset drew."""
     if config.captions_per_image == 1 and config.bank_negatives == 0:
         return None
