@@ -148,6 +148,7 @@ class ShardReader:
                 time.sleep(0.5 * 2**attempt)
             try:
                 self._damage, error = None, None
+                self.problems.clear()  # a line that broke may have made some of them
                 with fsspec.open(self.url, "rb") as file:
                     for place, sample in enumerate(self._samples(file)):
                         if place >= given:
@@ -203,6 +204,9 @@ class ShardReader:
                     content = archive.extractfile(member)
                     assert content is not None  # it is a regular file
                     yield {"fname": member.name, "data": content.read(), "__url__": self.url}
+                # Cut inside of a header, or before one, a tar just ends; whole, it ends with zeros.
+                if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError("unexpected end of data")
         except DAMAGE as error:
             self._damage = error
 
