@@ -258,7 +258,10 @@ class _Fit:
             progress=progress,
             on_step=self._after_step,
         )
-        validated = validate(self.kept, self.stage.val_loader, self.criterion, self.run.config)
+        config = self.run.config
+        if progress.chunk_size:  # what did not fit then may not fit here
+            config = config.replace(chunk_size=progress.chunk_size)
+        validated = validate(self.kept, self.stage.val_loader, self.criterion, config)
         return {
             "epoch": progress.epoch + 1,
             "stage": self.stage.number,
