@@ -60,7 +60,7 @@ class StreamLoader:
         self.captions = caption_draw(table, config)
         self.side = partial(crop_side, config=config, image_size=image_size)
         self.unreadable: dict[str, str] = {}
-        self.layout = f"{world_size} processes with {reader.lanes} loader workers"
+        self.layout = f"{world_size} × {reader.lanes} readers (processes × loader workers)"
         self.order = StreamOrder(
             table.samples, config.batch_size, seed=config.seed, world_size=world_size
         )
