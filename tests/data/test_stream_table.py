@@ -68,7 +68,7 @@ def test_a_shard_is_read_once_until_it_changes(
     path.write_bytes(tar_of([*sample(4), *sample(99)]))
     changed = StreamTable.open(pattern)
     assert read[3:] == ["squares-01.tar"]
-    assert len(changed) == 12 and changed.fingerprint != first.fingerprint
+    assert len(changed) == 12 and changed.digest != first.digest
 
 
 def test_what_was_cut_short_is_read_again(pattern: str) -> None:

@@ -62,9 +62,8 @@ def test_each_shard_has_a_fingerprint_and_is_banked_once(
     encoder = Words()
     first = StreamBank.build(table, encoder, precision="fp32")
     assert len(set(first.fingerprints)) == 3 and len(encoder.embedded) == 33
-    for rank in range(3):  # whichever process comes later
-        again = StreamBank.build(table, encoder, precision="fp32", rank=rank, world_size=3)
-        assert again.fingerprints == first.fingerprints
+    again = StreamBank.build(table, encoder, precision="fp32")
+    assert again.fingerprints == first.fingerprints
     other = StreamTable.open(f"{tmp_path}/s/squares-{{02,00}}.tar")  # others of the same shards
     StreamBank.build(other, encoder, precision="fp32")
     assert len(encoder.embedded) == 33

@@ -54,6 +54,7 @@ def make(tmp_path: Path) -> Callable[..., StreamLoader]:
     def loader(config: Config, rank: int = 0, world_size: int = 1) -> StreamLoader:
         table = StreamTable.open(pattern)
         bank = StreamBank.build(table, Numbers(), precision="fp32")
+        config = config.replace(batch_size=world_size * config.batch_size)  # of each as many
         return StreamLoader(table, bank, config, image_size=32, rank=rank, world_size=world_size)
 
     return loader

@@ -189,8 +189,8 @@ class StreamTable:
         return int(self.first_caption[-1])
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of all shards' keys and captions, in order."""
+    def digest(self) -> str:
+        """A hash of all shards' keys and captions, in order: names the data."""
         digests = "".join(shard.digest for shard in self.shards)
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
@@ -203,7 +203,7 @@ class StreamTable:
         """What a run keeps of it, as a JSON object."""
         return {
             "pattern": self.pattern,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.digest,
             "images": len(self),
             "captions": self.num_captions,
             "left_out": self.left_out,

@@ -150,10 +150,7 @@ class Plan:
     def _bank(self, table: CaptionTable | StreamTable) -> CaptionBank | StreamBank:
         encoder, precision = self.model.text_encoder, self.config.precision
         if isinstance(table, StreamTable):
-            rank, world_size = process_place()
-            return StreamBank.build(
-                table, encoder, precision=precision, rank=rank, world_size=world_size
-            )
+            return StreamBank.build(table, encoder, precision=precision)
         return CaptionBank.build(table.texts(), encoder, precision=precision)
 
     def __len__(self) -> int:

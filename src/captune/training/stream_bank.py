@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captune.bank import CaptionBank
-from captune.data.stream_table import StreamTable, rotated
+from captune.data.stream_table import StreamTable
 from captune.data.table import Rows
 from captune.encoders.text import TextEncoder
 from captune.files import cache_dir
@@ -42,22 +42,16 @@ class StreamBank:
         encoder: TextEncoder,
         *,
         precision: str = "auto",
-        rank: int = 0,
-        world_size: int = 1,
     ) -> StreamBank:
         """The banks of all shards, one after the other; what is in the cache is not built again.
-
-        Processes begin at different shards and find in the cache what others have built.
 
         Raises:
             CaptuneError: the encoder gives wrong shapes or NaN, or a bank in the cache is damaged.
         """
-        fingerprints = [""] * len(table.shards)
-        order = rotated(len(table.shards), rank, world_size)
-        for shard in tqdm(order, desc="embedding captions", unit="shard", leave=False):
-            texts = table.shards[shard].texts()
-            bank = CaptionBank.build(texts, encoder, precision=precision, progress=False)
-            fingerprints[shard] = bank.fingerprint
+        fingerprints = []
+        for shard in tqdm(table.shards, desc="embedding captions", unit="shard", leave=False):
+            bank = CaptionBank.build(shard.texts(), encoder, precision=precision, progress=False)
+            fingerprints.append(bank.fingerprint)
         return cls(table, fingerprints, encoder.dimension)
 
     def lookup(self, caption_rows: Sequence[int] | Rows | Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class StreamLoader:
     Args:
         table: the stream.
         bank: of its captions.
-        config: batch size (of one process), seed, workers, augmentation, captions of a step.
+        config: batch size (of all processes together, who have equal parts of it), seed, workers,
+            augmentation, captions of a step.
         image_size: side of the crops in pixels, where the config changes nothing of it.
         rank, world_size: which process this is, of how many.
     """
@@ -61,9 +62,8 @@ class StreamLoader:
         self.side = partial(crop_side, config=config, image_size=image_size)
         self.unreadable: dict[str, str] = {}
         self.layout = f"{world_size} × {reader.lanes} readers (processes × loader workers)"
-        self.order = StreamOrder(
-            table.samples, config.batch_size, seed=config.seed, world_size=world_size
-        )
+        share = max(1, config.batch_size // world_size)
+        self.order = StreamOrder(table.samples, share, seed=config.seed, world_size=world_size)
         drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         self.dataset = StreamDataset(
             table,
