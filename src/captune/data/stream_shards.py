@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tqdm.auto import tqdm
+
 from captune.errors import CaptuneError, MissingExtraError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -95,7 +97,8 @@ def find_shards(urls: list[str]) -> list[Shard]:
         CaptuneError: some are not there, or their place cannot be reached.
     """
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-        found = list(pool.map(_look, urls))
+        looks = pool.map(_look, urls)
+        found = list(tqdm(looks, "finding shards", len(urls), unit="shard", leave=False))
     missing = [url for url, shard in zip(urls, found, strict=True) if shard is None]
     if missing:
         raise CaptuneError(

@@ -184,7 +184,8 @@ def train_epoch(
         ``train_loss``, ``train_accuracy`` (percent), ``images_per_second``.
 
     Raises:
-        CaptuneError: the loss is no longer a finite number, or there is no full batch.
+        CaptuneError: the loss is no longer a finite number, there is no full batch, or a step does
+            not fit the memory in chunks of any size (:mod:`captune.training.memory`).
     """
     config = Config.from_mapping(config)
     if accelerator is None:
@@ -205,7 +206,7 @@ def train_epoch(
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
-                batch = coloured(batch, loader, epoch, config, accelerator.device)
+                batch = coloured(batch, loader, epoch, memory.config, accelerator.device)
                 mix = step_mix(batch, config, epoch, progress.step)
                 step = partial(train_step, model, batch, criterion, optimizer, accelerator, mix=mix)
                 loss, accuracy = memory.run(batch, step)
