@@ -155,7 +155,7 @@ def test_a_step_that_fits_is_left_alone(
 def test_one_image_that_does_not_fit_is_an_error(tables: Tables, config: Config) -> None:
     tower = Tower()
     tower.fits = 0
-    with pytest.raises(CaptuneError, match="8 images, 1 at a time, does not fit"):
+    with pytest.raises(CaptuneError, match=r"1 at a time, does not fit .*\(CUDA out of memory"):
         Epoch(tables, config, tower)
     assert tower.failed == 4  # with 8, 4, 2 and 1
 
@@ -214,6 +214,7 @@ def test_what_allocators_say_is_known() -> None:
     windows = "[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory"
     assert is_out_of_memory(RuntimeError(windows))
     assert is_out_of_memory(torch.OutOfMemoryError("")) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN, of memory too
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
 

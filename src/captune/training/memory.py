@@ -15,14 +15,19 @@ from torch.optim import Optimizer
 
 from captune.config import Config
 from captune.console import say
+from captune.device import give_back_freed_memory
 from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.models import CLIPModel
 from captune.training.chunks import Draws
 from captune.training.loader import Batch
 
-# What allocators say: torch's on the CPU (Linux, Windows), a driver's own.
-OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+# What allocators say: torch's on the CPU (Windows, Linux), a driver's own. oneDNN names no reason
+# why it has no room for a convolution.
+OUT_OF_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|out of memory|could not create a (primitive|memory)",
+    re.IGNORECASE,
+)
 
 Result = TypeVar("Result")
 
@@ -88,16 +93,16 @@ class StepMemory:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                said = (str(error) or type(error).__name__).splitlines()[0]
             # Out here: while the error is alive, its traceback holds the step's tensors.
-            self.config = self._smaller(batch)
+            self.config = self._smaller(batch, said)
             self._optimizer.zero_grad(set_to_none=True)
             self._model.zero_grad(set_to_none=True)
             for buffer, before in remembered:
                 buffer.copy_(before)
             draws.again()
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back_freed_memory()
 
     def _remembered(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers that a forward pass changes, with copies of them."""
@@ -110,8 +115,8 @@ class StepMemory:
             parts.append(self._criterion)
         return [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
 
-    def _smaller(self, batch: Batch) -> Config:
-        """The config with half the chunk, and a line that says so."""
+    def _smaller(self, batch: Batch, said: str) -> Config:
+        """The config with half the chunk, and a line that says so; ``said``: by the allocator."""
         images, features = len(batch.images), batch.inputs.dim() == 2
         had = min(self.config.chunk_size or images, images)
         what = f"a step of {images} images, {had} at a time, does not fit the memory"
@@ -130,7 +135,9 @@ class StepMemory:
                 "the same for all of them"
             )
         if had == 1:
-            raise CaptuneError(f"{what}: give a smaller image_size or batch_size, or other towers")
+            raise CaptuneError(
+                f"{what} ({said}): give a smaller image_size or batch_size, or other towers"
+            )
         live = "" if self.config.freeze_batch_norm else "; BatchNorm's statistics are now a chunk's"
         say(f"{what}: going on with chunk_size={half}, which saves this search next time{live}")
         return self.config.replace(chunk_size=half)
