@@ -144,6 +144,7 @@ def test_what_may_be_wrong_is_one_line_and_code_two(
         ([pattern, "--val-data", str(tmp_path / "nowhere")], "no data at"),
         ([pattern, *val, "standardise_features=true"], "leave it out"),
         ([pattern, *val, "freeze_backbone=true"], "which a stream has not"),
+        ([pattern, *val, "train_split=val"], "shards have no splits"),
     ):
         assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2
         said = capsys.readouterr().err

@@ -85,13 +85,15 @@ def _without_stage_one(config: Config) -> Config:
     """The config of a stream.
 
     Raises:
-        CaptuneError: it wants features of all photos.
+        CaptuneError: it wants features of all photos, or a split of them.
     """
     if config.standardise_features:
         raise CaptuneError(
             "standardise_features needs features of all photos, which a stream does not keep: "
             "leave it out"
         )
+    if config.train_split != Config().train_split:
+        raise CaptuneError("shards have no splits: leave out train_split, and name other shards")
     if config.freeze_backbone:
         raise CaptuneError("freeze_backbone stops after stage 1, which a stream has not")
     if config.head_epochs:
