@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captune.config import DEFAULT_CONFIG, Config
+from captune.data import stream_shards
 from captune.data.pixels import resize_and_crop
 from captune.data.stream_table import StreamTable
 from captune.errors import CaptuneError
@@ -196,8 +197,14 @@ def test_a_picture_that_cannot_be_decoded_is_named_once_and_counted(
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("change", ["gone", "shorter", "other captions"])
 def test_a_shard_that_changes_while_it_trains_is_an_error_of_one_line(
-    make: Callable[..., StreamLoader], config: Config, tmp_path: Path, workers: int, change: str
+    make: Callable[..., StreamLoader],
+    config: Config,
+    tmp_path: Path,
+    workers: int,
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(stream_shards, "PAUSES", (0.0, 0.0))
     loader = make(config.replace(num_workers=workers))
     path = tmp_path / "s" / "squares-02.tar"
     if change == "gone":
@@ -205,7 +212,7 @@ def test_a_shard_that_changes_while_it_trains_is_an_error_of_one_line(
     else:
         captions = 2 if change == "shorter" else 3
         path.write_bytes(tar_of([m for n in range(10, 20) for m in sample(n, captions)]))
-    with pytest.raises(CaptuneError, match=r"squares-02\.tar is not") as caught:
+    with pytest.raises(CaptuneError, match=r"squares-02\.tar (is not|cannot)") as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
 

@@ -27,7 +27,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 READ = frozenset({*IMAGES, "txt", "json"})
 TARS = (".tar", ".tar.gz", ".tgz")
 LARGEST_MEMBER = 200_000_000  # bytes: a photo of fifty megapixels without loss has fewer
-ATTEMPTS = 4  # to read a shard from a place that fails now and then
+PAUSES = (0.0, 2.0, 8.0, 32.0)  # seconds before each attempt to read a shard: stores fail at times
 LOOKS_AT_ONCE = 16  # requests for the sizes of shards
 # What a file store calls a file's version, in order of trust.
 VERSIONS = ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "created")
@@ -103,7 +103,7 @@ def find_shards(urls: list[str]) -> list[Shard]:
     if missing:
         raise CaptuneError(
             f"{len(missing)} of {len(urls)} shards are not there, the first is {missing[0]}: "
-            "mend the pattern, or fetch them again"
+            "mend the pattern, or see that its place can be reached"
         )
     return [shard for shard in found if shard is not None]
 
@@ -141,14 +141,14 @@ class ShardReader:
         """Read it; where that fails, again from where it was, a few times.
 
         Raises:
-            CaptuneError: the shard is not there, or cannot be read to its end.
+            CaptuneError: the shard is not there any more, or cannot be read to its end.
         """
         fsspec, _ = _libraries()
         given, ended_at = 0, -1
         error: Exception | None = None
-        for attempt in range(ATTEMPTS):
+        for pause in PAUSES:
             if error is not None:
-                time.sleep(0.5 * 2**attempt)
+                time.sleep(pause)
             try:
                 self._damage, error = None, None
                 self.problems.clear()  # a line that broke may have made some of them
@@ -157,10 +157,8 @@ class ShardReader:
                         if place >= given:
                             given = place + 1
                             yield sample
-            except FileNotFoundError:
-                raise CaptuneError(f"shard {self.url} is not there any more") from None
             except Exception as caught:  # each file store raises its own kinds
-                error = caught
+                error = caught  # a server that is away is a file that is not there, to some
                 continue
             if self._damage is None:
                 return
