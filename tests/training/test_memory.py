@@ -245,3 +245,34 @@ def test_a_run_keeps_the_smaller_chunks_and_a_resumed_one_tries_again(
     train("run", resume=True, fits=8)
     assert "going on with" not in capsys.readouterr().err
     assert Run.open(run.folder).config.chunk_size == 0
+
+
+@pytest.mark.parametrize("fits", [2, 0])
+def test_a_validation_that_does_not_fit_is_done_again(
+    tables: Tables,
+    config: Config,
+    tmp_path: Path,
+    fits: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def forward(self: Any, pixels: Tensor) -> Features:
+        if not self.training and len(pixels) > fits:
+            self._fail()
+        return real(self, pixels)
+
+    def train(out: str) -> list[float]:
+        tower = Tower()
+        run = fit(*tables, out=tmp_path / out, config=config, model=model_of(config, tower))
+        return [row["rsum"] for row in run.history()]
+
+    whole = train("whole")
+    real = Tower.forward
+    monkeypatch.setattr(Tower, "forward", forward)
+    if fits:
+        assert train("run") == pytest.approx(whole)
+        said = capsys.readouterr().err
+        assert said.count("it is done again with 4") == said.count("it is done again with 2") == 2
+    else:
+        with pytest.raises(CaptuneError, match="validation of 1 images at a time does not fit"):
+            train("run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
 from captune.training.checkpoints import keep_epoch, keep_stage
 from captune.training.criteria import make_criterion, remember_temperature, temperature_of
+from captune.training.memory import validate_within
 from captune.training.optimizer import make_optimizer
 from captune.training.run import Provenance, Run, free_name
 from captune.training.schedule import (
@@ -261,7 +263,8 @@ class _Fit:
         config = self.run.config
         if progress.chunk_size:  # what did not fit then may not fit here
             config = config.replace(chunk_size=progress.chunk_size)
-        validated = validate(self.kept, self.stage.val_loader, self.criterion, config)
+        measure = partial(validate, self.kept, self.stage.val_loader, self.criterion)
+        validated = validate_within(config, self.accelerator.num_processes, measure)
         return {
             "epoch": progress.epoch + 1,
             "stage": self.stage.number,

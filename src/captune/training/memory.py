@@ -141,3 +141,28 @@ class StepMemory:
         live = "" if self.config.freeze_batch_norm else "; BatchNorm's statistics are now a chunk's"
         say(f"{what}: going on with chunk_size={half}, which saves this search next time{live}")
         return self.config.replace(chunk_size=half)
+
+
+def validate_within(config: Config, processes: int, validate: Callable[[Config], Result]) -> Result:
+    """What ``validate`` gives for ``config``, again with smaller chunks where it does not fit the
+    memory: it leaves nothing to undo.
+
+    Raises:
+        CaptuneError: it does not fit one image at a time either, or there are several processes.
+    """
+    while True:
+        try:
+            return validate(config)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        had = config.chunk_size or config.batch_size
+        what = f"a validation of {had} images at a time does not fit the memory"
+        if had == 1 or processes > 1:
+            raise CaptuneError(
+                f"{what}: go on with --resume and a smaller chunk_size or batch_size"
+            )
+        config = config.replace(chunk_size=(had + 1) // 2)
+        gc.collect()
+        give_back_freed_memory()
+        say(f"{what}: it is done again with {config.chunk_size}")
