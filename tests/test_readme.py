@@ -13,6 +13,7 @@ import pytest
 from captune.cli.main import main
 from captune.workflow import demo as demo_module
 from conftest import write_scene
+from shards import sample, tar_of
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 NEEDS_NETWORK = ("data/coco2014", "openai/")
@@ -53,6 +54,9 @@ def folder(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         "\n".join(["image,caption", *(row.rsplit(",", 1)[0] for row in rows)]), encoding="utf-8"
     )
     (home / "shop.csv").write_text("\n".join(["photo,title,colour", *rows]), encoding="utf-8")
+    (home / "shards").mkdir()
+    for number in range(10):
+        (home / "shards" / f"cc-{number:05d}.tar").write_bytes(tar_of(sample(number)))
     shutil.copy(home / "pictures" / "0.jpg", home / "photo.jpg")
     monkeypatch.chdir(home)
     # The same demo, with a handful of scenes.

@@ -121,6 +121,9 @@ class Config(Mapping[str, Any]):
         1.0, "side of the training crops, in that of image_size", above=0.0, high=2.0
     )
     progressive_resizing: bool = _key(False, "training crops grow from half to full size")
+    shuffle_buffer: int = _key(
+        1000, "samples of a stream that each loader worker shuffles among each other", low=1
+    )
     train_split: str = _key("train", "split to train on")
     val_split: str = _key("", "split to validate and select on; '' = karpathy-val or val")
 

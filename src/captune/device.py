@@ -101,3 +101,13 @@ def keep_freed_memory(device: torch.device) -> None:
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 1 << 28)):
         mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Undo what :func:`keep_freed_memory` and torch's own cache hold, where memory ran out."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform.startswith("linux"):
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from musl
+        if malloc_trim is not None:
+            malloc_trim(0)

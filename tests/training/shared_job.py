@@ -27,6 +27,7 @@ from captune import rowfile as rowfile_module
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.data.dataset import COCOClipDataset
+from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.evaluation import embeddings as embeddings_module
@@ -40,9 +41,11 @@ from captune.training import fit as fit_module
 from captune.training.criteria import make_criterion
 from captune.training.feature_batches import FeatureBatches
 from captune.training.fit import TrainingStopped, fit
-from captune.training.loader import make_loader
+from captune.training.loader import Batch, make_loader
 from captune.training.run import Run
 from captune.training.steps import make_accelerator, train_epoch
+from captune.training.stream_bank import StreamBank
+from captune.training.stream_loader import StreamLoader
 
 FOLDER = Path(sys.argv[1])
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
@@ -373,6 +376,69 @@ def resumed() -> None:
     if processes().main:
         with alone():
             assert_same_run(one, fitted("killed", config_of(), resume=True))
+
+
+class Seen:
+    """A stream's loader, and the whole of each batch that the processes had of it."""
+
+    def __init__(self, loader: StreamLoader) -> None:
+        self.loader, self.bank, self.table = loader, loader.bank, loader.table
+        self.steps = loader.steps
+        self.whole: list[Batch] = []
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self.loader.batches(epoch, start):
+            inputs = processes().all_rows(batch.inputs)
+            self.whole.append(batch._replace(inputs=inputs, sizes=None))
+            yield batch
+
+
+class Again(Seen):
+    """The same batches, for one process."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        yield from self.whole[start:]
+
+
+def streamed() -> None:
+    """A step on shards is that of all images which the processes read, and no image comes twice; a
+    run that is stopped inside an epoch ends as an undisturbed one."""
+    here = processes()
+    pattern = str(FOLDER / "shards" / "*.tar")
+    stream = StreamTable.open(pattern, rank=here.rank, world_size=here.count)
+    config = config_of(head_epochs=0, num_epochs=4, batch_size=6, shuffle_buffer=4)
+
+    def model() -> CLIPModel:
+        torch.manual_seed(0)
+        return CLIPModel.from_config(config)
+
+    bank = StreamBank.build(stream, model().text_encoder, precision="fp32")
+    loader = StreamLoader(stream, bank, config, image_size=32, here=here)
+    criterion = make_criterion(config, 16)
+    seen = Seen(loader)
+    together = Steps(model(), seen, criterion, config)
+    images = torch.cat([batch.images for batch in seen.whole]).tolist()
+    assert len(images) == len(set(images)) == 6 * seen.steps and len(stream) - len(images) < 6
+    with alone():
+        again = Again(loader)
+        again.whole = seen.whole
+        one = Steps(model(), again, make_criterion(config, 16), config)
+    assert len(one.gradients) == len(together.gradients)
+    for alone_has, found in zip(one.gradients, together.gradients, strict=True):
+        torch.testing.assert_close(found, alone_has, **CLOSE)
+    torch.testing.assert_close(together.state, one.state, **CLOSE)
+
+    name = f"streamed-{here.count}"
+    undisturbed = fit(stream, table_of("val"), out=FOLDER / f"{name}-one", config=config)
+    act = partial(os.kill, os.getpid(), signal.SIGTERM) if here.main else lambda: None
+    try:
+        with at_step(6, act):
+            fit(stream, table_of("val"), out=FOLDER / name, config=config)
+    except TrainingStopped:
+        resumed = fit(stream, table_of("val"), out=FOLDER / name, config=config, resume=True)
+        assert_same_run(undisturbed, resumed)
+    else:
+        raise AssertionError("it was not stopped")
 
 
 def main() -> None:

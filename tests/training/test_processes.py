@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from conftest import COLOURS, write_scene
+from shards import write_shards
 
 JOB = Path(__file__).with_name("shared_job.py")
 
@@ -30,6 +31,7 @@ def folder(
     for split, some in (("train", pairs[:20]), ("val", pairs[20:]), ("broken", pairs[:14])):
         for ground, square in some:
             write_scene(found / split / f"{square}_on_{ground}.jpg", ground, square)
+    write_shards(found / "shards", [9, 1, 6, 4], captions=2)
     # All that the first of several processes holds of a batch, and one of a later one's.
     for path in sorted((found / "broken").glob("*.jpg"))[:9]:
         path.write_bytes(b"no picture")
@@ -95,7 +97,7 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 @pytest.mark.parametrize(
     ("world", "jobs"),
     [
-        (2, ["every_kind", "own_statistics", "stores", "whole", "stopped", "refused"]),
+        (2, ["every_kind", "own_statistics", "stores", "whole", "stopped", "streamed", "refused"]),
         (3, ["every_kind", "refused"]),
     ],
 )

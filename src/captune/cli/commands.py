@@ -29,8 +29,11 @@ def demo(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.data.stream_shards import is_pattern
     from captune.workflow.train import train
 
+    if arguments.val_data or is_pattern(arguments.data):
+        return _train_on_shards(arguments, overrides)
     config = Config.from_mapping(overrides)
     options = table_options(arguments)
     return _report_training(
@@ -39,6 +42,22 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
             config=config,
             out=arguments.out,
             options=options,
+            resume=arguments.resume,
+        ),
+        arguments,
+    )
+
+
+def _train_on_shards(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from captune.workflow.stream import train_on_shards
+
+    return _report_training(
+        lambda: train_on_shards(
+            arguments.data,
+            val_data=arguments.val_data,
+            config=Config.from_mapping(overrides),
+            out=arguments.out,
+            options=table_options(arguments),
             resume=arguments.resume,
         ),
         arguments,

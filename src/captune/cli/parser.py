@@ -81,7 +81,13 @@ def _add_train(subparsers: Any) -> None:
         epilog=_config_help(),
     )
     parser.add_argument(
-        "data", metavar="DATA", help="COCO 2014 folder, pack, .csv, .jsonl or .parquet"
+        "data",
+        metavar="DATA",
+        help="COCO 2014 folder, pack, .csv, .jsonl or .parquet; or WebDataset shards: a pattern of "
+        "paths or URLs, such as 's3://photos/cc-{00000..00999}.tar'",
+    )
+    parser.add_argument(
+        "--val-data", default="", metavar="DATA", help="what to validate on, for shards"
     )
     parser.add_argument("--out", help="the run's folder (default runs/<data>{suffix})")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")

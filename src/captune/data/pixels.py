@@ -57,6 +57,20 @@ def load_image(path: Path | str, *, least_side: int = 0) -> Image.Image:
         raise UnreadableImageError(path, str(error) or type(error).__name__) from None
 
 
+def decode_image(content: bytes, name: str, *, least_side: int = 0) -> Image.Image:
+    """Decode a photo at hand, called ``name`` in an error, as :func:`load_image` does a file.
+
+    It may come from anywhere: formats that start a program and absurd sizes are refused.
+
+    Raises:
+        UnreadableImageError: not an image, truncated, or absurdly large.
+    """
+    try:
+        return open_photo(content, least_side=least_side)
+    except Exception as error:
+        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+
+
 def resize_and_crop(image: Image.Image, size: int) -> Pixels:
     """Shorter side to ``size`` (bicubic, antialiased), then the centre square.
 

@@ -142,6 +142,23 @@ class CaptionTable:
         order, start = self._grouped
         return order[start[image] : start[image + 1]]
 
+    @property
+    def num_captions(self) -> int:
+        """M."""
+        return int(self.captions.num_rows)
+
+    def owners_of(self, captions: Rows) -> Rows:
+        """``(C,)`` the image rows of caption rows."""
+        return self.image_of_caption[captions]
+
+    def ids_of(self, images: Rows) -> Rows:
+        """``(B,)`` the ids of image rows."""
+        return self.image_ids[images]
+
+    def negatives_for(self, images: Rows) -> list[range]:
+        """The captions that random negatives of a step are drawn from: all, whatever its images."""
+        return [range(self.num_captions)]
+
     def caption(self, row: int) -> str:
         """The text of a caption row."""
         return str(self.captions["caption"][row].as_py())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
+from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
 from captune.device import best_device
 from captune.errors import CaptuneError
@@ -22,6 +24,7 @@ from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
 from captune.training.checkpoints import keep_epoch, keep_stage
 from captune.training.criteria import make_criterion, remember_temperature, temperature_of
+from captune.training.memory import validate_within
 from captune.training.optimizer import make_optimizer
 from captune.training.run import Provenance, Run, free_name
 from captune.training.schedule import (
@@ -43,6 +46,7 @@ from captune.training.steps import (
     validate,
 )
 from captune.training.stop import StopRequest
+from captune.training.stream_loader import position_in_stream
 from captune.training.telling import epoch_line, epoch_values, tracking_options
 from captune.training.watch import EpochSigns, Watchdog
 
@@ -56,7 +60,7 @@ class TrainingStopped(Exception):
 
 
 def fit(
-    train: CaptionTable,
+    train: CaptionTable | StreamTable,
     val: CaptionTable,
     *,
     out: str | Path,
@@ -70,7 +74,8 @@ def fit(
     """Train an image tower on ``train``, keep the model that is best on ``val``.
 
     Args:
-        train, val: images with captions.
+        train: images with captions, or a stream of them, for stage 2 alone.
+        val: images with captions.
         out: the run's directory.
         config: or any mapping with its keys.
         model: towers of one's own; default: the ones that ``config`` names.
@@ -140,7 +145,7 @@ class _Fit:
         run: Run,
         model: CLIPModel,
         criterion: Criterion | None,
-        train: CaptionTable,
+        train: CaptionTable | StreamTable,
         val: CaptionTable,
     ) -> None:
         config = run.config
@@ -222,6 +227,9 @@ class _Fit:
             self._enter(self.plan.stage_of(progress.epoch))
             load_state(self.run.state_path, self.parts)
             self._align()  # each card has a state of its own in the file, of the main process's
+            progress.chunk_size = 0  # here may be more memory than where it was found
+            loader, first = self.stage.train_loader, self.stage.first
+            progress = position_in_stream(progress, loader, self.parts.scheduler, first)
             say(f"resuming in epoch {progress.epoch + 1} after step {progress.step}")
         else:
             if resume:
@@ -236,7 +244,9 @@ class _Fit:
             while not finished(self.run.config, history):
                 history.append(self._epoch(progress))
                 self._keep(history)
-                progress = EpochProgress(progress.epoch + 1)
+                progress = EpochProgress(
+                    progress.epoch + 1, chunk_size=progress.chunk_size, layout=progress.layout
+                )
                 # Before the state is saved: what stage 2 starts from may be overwritten by its own.
                 if progress.epoch == self.stage.last and len(history) < planned_epochs(
                     self.run.config
@@ -294,6 +304,7 @@ class _Fit:
     def _epoch(self, progress: EpochProgress) -> dict[str, Any]:
         """Train and validate once; the row of the history."""
         self.stage.prepare(self.criterion if self.made else None, progress.epoch)
+        progress.layout = getattr(self.stage.train_loader, "layout", "")
         trained = train_epoch(
             self.model,
             self.stage.train_loader,
@@ -306,7 +317,11 @@ class _Fit:
             progress=progress,
             on_step=self._after_step,
         )
-        validated = validate(self.kept, self.stage.val_loader, self.criterion, self.run.config)
+        config = self.run.config
+        if progress.chunk_size:  # what did not fit then may not fit here
+            config = config.replace(chunk_size=progress.chunk_size)
+        measure = partial(validate, self.kept, self.stage.val_loader, self.criterion)
+        validated = validate_within(config, self.accelerator.num_processes, measure)
         return {
             "epoch": progress.epoch + 1,
             "stage": self.stage.number,

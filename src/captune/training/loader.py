@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -25,9 +25,10 @@ from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.processes import processes
-from captune.training.captions import CaptionDraw
+from captune.training.captions import CaptionDraw, Captioned
 from captune.training.schedule import multiple_of_16, training_side
 from captune.training.sharing import exchange
+from captune.training.stream_bank import StreamBank
 
 
 class Batch(NamedTuple):
@@ -139,10 +140,7 @@ class BatchLoader:
                 pixels, images, caption_rows, sizes, broken = exchange(
                     self.here, pixels, images, caption_rows, broken
                 )
-            for error in broken:
-                if error.path not in self.unreadable:
-                    say(f"skipped an unreadable image: {error}")
-                self.unreadable[error.path] = error.reason
+            note_unreadable(broken, self.unreadable)
             yield make_batch(
                 pixels, images, caption_rows, self.bank, self.captions, epoch, step, sizes
             )
@@ -151,11 +149,19 @@ class BatchLoader:
         return self.batches(0)
 
 
+def note_unreadable(broken: Iterable[UnreadableImageError], known: dict[str, str]) -> None:
+    """Name the photos that could not be read, each once, and keep why."""
+    for error in broken:
+        if error.path not in known:
+            say(f"skipped an unreadable image: {error}")
+        known[error.path] = error.reason
+
+
 def make_batch(
     inputs: Tensor,
     images: Tensor,
     drawn: Tensor,
-    bank: CaptionBank,
+    bank: CaptionBank | StreamBank,
     captions: CaptionDraw | None = None,
     epoch: int = 0,
     step: int = 0,
@@ -246,7 +252,7 @@ def crop_side(epoch: int, config: Config, image_size: int) -> int:
     return training_side(epoch - config.head_epochs, config.num_epochs, full)
 
 
-def caption_draw(table: CaptionTable, config: Config) -> CaptionDraw | None:
+def caption_draw(table: Captioned, config: Config) -> CaptionDraw | None:
     """None where each image stands in a step with the one caption that the dataset drew."""
     if config.captions_per_image == 1 and config.bank_negatives == 0:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,18 @@ TRAINED, SELECTED = "trained", "selected"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a run's data came from, so that ``search`` and ``evaluate`` find it again."""
+    """Where a run's data came from, so that ``search`` and ``evaluate`` find it again.
+
+    ``stream``: what it was trained on in place of ``data``'s training split, as
+    :meth:`captune.data.stream_table.StreamTable.record` says; ``data`` is then what it was
+    validated on.
+    """
 
     data: str = ""
     options: TableOptions = field(default_factory=TableOptions)
     train_split: str = "train"
     val_split: str = "val"
+    stream: Mapping[str, Any] | None = None
 
 
 class Run:
@@ -117,6 +123,7 @@ class Run:
             "options": source.options.to_dict(),
             "train_split": source.train_split,
             "val_split": source.val_split,
+            **({"stream": dict(source.stream)} if source.stream else {}),
         }
         write_json(self.folder / "data.json", data)
 
@@ -138,6 +145,7 @@ class Run:
                 TableOptions.from_dict(data["options"]),
                 data["train_split"],
                 data["val_split"],
+                data.get("stream"),
             )
             config = Config.from_mapping(stated["config"])
         except (KeyError, TypeError) as error:
@@ -159,6 +167,8 @@ class Run:
             if not self._is_machine_matter(key)
         ]
         rows.append(("data", self.provenance.data, other.provenance.data))
+        mine, others = (run.provenance.stream or {} for run in (self, other))
+        rows.append(("shards", mine.get("fingerprint"), others.get("fingerprint")))
         rows.append(("columns", self.provenance.options, other.provenance.options))
         return [f"{key} {old} -> {new}" for key, old, new in rows if old != new]
 

@@ -14,15 +14,19 @@ from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
+from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
 from captune.encoders.layers import encoder_layers
 from captune.errors import CaptuneError
 from captune.features import FeatureStore
 from captune.losses import ContrastiveLoss, Criterion
 from captune.models import CLIPModel
+from captune.processes import processes
 from captune.training.feature_batches import FeatureBatches
 from captune.training.loader import Batches, crop_side, make_loader
 from captune.training.schedule import planned_epochs
+from captune.training.stream_bank import StreamBank
+from captune.training.stream_loader import StreamLoader
 
 HEAD, WHOLE = 1, 2
 
@@ -75,8 +79,8 @@ class Stage:
         images = config.head_batch_size if self.number == HEAD else config.batch_size
         table = self.train_loader.table
         images = min(images, len(table))  # fewer than a batch make one small batch
-        each = config.captions_per_image or table.captions.num_rows / len(table)
-        captions = min(table.captions.num_rows, images * each + config.bank_negatives)
+        each = config.captions_per_image or table.num_captions / len(table)
+        captions = min(table.num_captions, images * each + config.bank_negatives)
         return (math.log(captions) + math.log(images + config.image_queue)) / 2
 
     def groups(self, model: CLIPModel, criterion: Criterion) -> list[dict[str, Any]]:
@@ -124,27 +128,31 @@ class Plan:
 
     Args:
         model: on its device, as it starts.
-        train, val: images with captions.
+        train: images with captions, or a stream of them, which has no stage 1.
+        val: images with captions.
         config: both stages' values.
     """
 
     def __init__(
-        self, model: CLIPModel, train: CaptionTable, val: CaptionTable, config: Config
+        self, model: CLIPModel, train: CaptionTable | StreamTable, val: CaptionTable, config: Config
     ) -> None:
         self.model = model
         self.train = train
         self.val = val
         self.config = config
-        self.banks = [
-            CaptionBank.build(table.texts(), model.text_encoder, precision=config.precision)
-            for table in (train, val)
-        ]
+        self.banks = [self._bank(table) for table in (train, val)]
         self._stages: dict[int, Stage] = {}
         layers = [parameters for _, parameters in encoder_layers(model.image_encoder)]
         frozen = round(len(layers) * config.frozen_layers)
         for parameter in (p for layer in layers[:frozen] for p in layer):
             parameter.requires_grad_(False)  # no gradient need reach them
         self.layers = layers[frozen:]
+
+    def _bank(self, table: CaptionTable | StreamTable) -> CaptionBank | StreamBank:
+        encoder, precision = self.model.text_encoder, self.config.precision
+        if isinstance(table, StreamTable):
+            return StreamBank.build(table, encoder, precision=precision)
+        return CaptionBank.build(table.texts(), encoder, precision=precision)
 
     def __len__(self) -> int:
         return len(self._numbers())
@@ -165,7 +173,7 @@ class Plan:
 
     def _make(self, number: int) -> Stage:
         config = self.config
-        make: Callable[[int], Batches] = self._features if number == HEAD else self._photos
+        make: Callable[[int], Any] = self._features if number == HEAD else self._photos
         return Stage(
             number,
             first=0 if number == HEAD else config.head_epochs,
@@ -178,23 +186,38 @@ class Plan:
 
     def _features(self, place: int) -> FeatureBatches:
         """Batches of the training (0) or validation (1) split from kept features."""
-        table, training = (self.train, self.val)[place], place == 0
+        (table, bank), training = self._listed(place), place == 0
         store = self._store(table, mirrored=training and self.config.augment)
-        return FeatureBatches(store, table, self.banks[place], self.config, shuffle=training)
+        return FeatureBatches(store, table, bank, self.config, shuffle=training)
 
-    def _photos(self, place: int) -> Batches:
+    def _listed(self, place: int) -> tuple[CaptionTable, CaptionBank]:
+        """The training (0) or validation (1) split, where it is no stream, and its bank."""
+        table, bank = (self.train, self.val)[place], self.banks[place]
+        assert isinstance(table, CaptionTable) and isinstance(bank, CaptionBank)
+        return table, bank
+
+    def _photos(self, place: int) -> Batches | StreamLoader:
         """Batches of the training (0) or validation (1) split from the photos."""
         config, training = self.config, place == 0
         if training:
             self._check_sides()
+        if training and isinstance(self.train, StreamTable):
+            return self._streamed(self.train)
+        table, bank = self._listed(place)
         drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         dataset = COCOClipDataset(
-            table=(self.train, self.val)[place],
+            table=table,
             image_size=self.model.preprocess.image_size,
             augment=drawn if config.augment and training else False,
             seed=config.seed,
         )
-        return make_loader(dataset, self.banks[place], config, shuffle=training)
+        return make_loader(dataset, bank, config, shuffle=training)
+
+    def _streamed(self, table: StreamTable) -> StreamLoader:
+        bank = self.banks[0]
+        assert isinstance(bank, StreamBank)
+        size = self.model.preprocess.image_size
+        return StreamLoader(table, bank, self.config, image_size=size, here=processes())
 
     @torch.no_grad()
     def _check_sides(self) -> None:
@@ -232,7 +255,7 @@ class Plan:
         None where the model does not standardise."""
         if not self.model.architecture.standardise_features:
             return None
-        return self._store(self.train, mirrored=False).mean_and_deviation()
+        return self._store(self._listed(0)[0], mirrored=False).mean_and_deviation()
 
     def steps_before(self, epoch: int) -> int:
         """Steps of all epochs before ``epoch`` (from 0), for the logger's axis."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.chunks import embed
 from captune.training.loader import Batch, Batches, with_bank
+from captune.training.memory import StepMemory
 from captune.training.mixing import Mix, step_mix
 from captune.training.sharing import average_statistics, own_rows, sum_gradients, total
 from captune.training.watch import effective_rank, spread
@@ -40,6 +42,9 @@ class EpochProgress:
     """Where an epoch stands, and its sums so far: all that a resumed epoch needs to go on.
 
     ``step`` counts batches handed out, so it is also the position in the epoch's order.
+    ``chunk_size``: what a step came down to that did not fit the memory; 0: the config's.
+    ``layout``: how many processes and loader workers share a stream; empty for a table, whose
+    order knows of neither.
     """
 
     epoch: int
@@ -48,6 +53,8 @@ class EpochProgress:
     loss_sum: float = 0.0
     correct: float = 0.0
     seconds: float = 0.0
+    chunk_size: int = 0
+    layout: str = ""
 
     def summary(self) -> dict[str, float]:
         """Mean loss, in-batch accuracy in percent (both ways) and images a second."""
@@ -167,7 +174,7 @@ def coloured(
     if len(batch.inputs) == 0:  # of several processes one may hold none
         return batch
     own = batch.images if batch.sizes is None else batch.images[own_rows(batch.sizes)]
-    ids = loader.table.image_ids[own.numpy()]
+    ids = loader.table.ids_of(own.numpy())
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
     pixels = batch.inputs.to(device, non_blocking=True)
     size = config.chunk_size or len(pixels)  # its floats take four times the memory of the bytes
@@ -211,7 +218,8 @@ def train_epoch(
         ``train_loss``, ``train_accuracy`` (percent), ``images_per_second``.
 
     Raises:
-        CaptuneError: the loss is no longer a finite number, or there is no full batch.
+        CaptuneError: the loss is no longer a finite number, there is no full batch, or a step does
+            not fit the memory in chunks of any size (:mod:`captune.training.memory`).
     """
     config = Config.from_mapping(config)
     if accelerator is None:
@@ -225,15 +233,18 @@ def train_epoch(
     loader = with_bank(train_loader, model)
     progress = progress or EpochProgress(epoch)
     bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")
-    with bar:
+    if progress.chunk_size:
+        config = config.replace(chunk_size=progress.chunk_size)
+    memory = StepMemory(model, criterion, optimizer, accelerator, config)
+    with bar, closing(memory):
         meter = EpochMeter(progress)
         for batch in loader.batches(epoch, progress.step):
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
-                batch = coloured(batch, loader, epoch, config, accelerator.device)
+                batch = coloured(batch, loader, epoch, memory.config, accelerator.device)
                 mix = step_mix(batch, config, epoch, progress.step)
-                loss, accuracy = train_step(
-                    model, batch, criterion, optimizer, accelerator, config, mix
-                )
+                step = partial(train_step, model, batch, criterion, optimizer, accelerator, mix=mix)
+                loss, accuracy = memory.run(batch, step)
+                progress.chunk_size = memory.config.chunk_size
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
                 meter.add(loss, accuracy, len(batch.images))

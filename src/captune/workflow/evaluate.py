@@ -88,8 +88,18 @@ def said_of_model(opened: Opened, table: CaptionTable) -> dict[str, Any]:
         },
         "images_seen_in_training": overlap[TRAINED],
         "images_seen_in_selection": overlap[SELECTED],
-        "notes": overlap_notes(overlap, chosen),
+        "notes": [*_stream_notes(opened), *overlap_notes(overlap, chosen)],
     }
+
+
+def _stream_notes(opened: Opened) -> list[str]:
+    stream = opened.run.provenance.stream if opened.run else None
+    if not stream:
+        return []
+    return [
+        f"trained on {stream['images']:,} images of {stream['pattern']}, which are not remembered "
+        "one by one: whether these are among them is not known"
+    ]
 
 
 def overlap_notes(overlap: dict[str, int], chosen: str = "best epoch") -> list[str]:
@@ -224,6 +234,11 @@ class Querybank:
             raise CaptuneError(
                 f"--hubness needs the training captions, and {opened.name} does not say where its "
                 "data lies"
+            )
+        if opened.run.provenance.stream:
+            raise CaptuneError(
+                f"--hubness takes its captions from a table, and {opened.name} was trained on a "
+                "stream"
             )
         train = opened.run.source().table(opened.run.provenance.train_split)
         taken = set(evaluated.file_keys())

@@ -1,0 +1,168 @@
+"""A step that does not fit the memory is done again in smaller chunks, from where it began."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from captune.config import Config
+from captune.console import say
+from captune.device import give_back_freed_memory
+from captune.errors import CaptuneError
+from captune.losses import Criterion
+from captune.models import CLIPModel
+from captune.training.draws import Draws
+from captune.training.loader import Batch
+
+# What allocators say: torch's on the CPU (Windows, Linux), a driver's own. oneDNN names no reason
+# why it has no room for a convolution.
+OUT_OF_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|out of memory|could not create a (primitive|memory)",
+    re.IGNORECASE,
+)
+
+Result = TypeVar("Result")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left for a tensor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+class StepMemory:
+    """Runs the steps of an epoch with as large chunks as fit.
+
+    A step that runs out of memory is undone (its gradients, the draws of torch's generators, what a
+    BatchNorm and the loss remember) and done again with half the chunk: the gradients are those of
+    the whole batch, as :mod:`captune.training.chunks` says. The weights and the optimiser's state
+    are as they were, for neither changes before the gradients are whole.
+
+    Args:
+        model, criterion, optimizer, accelerator: of the step.
+        config: what the steps are given, until one of them does not fit.
+
+    ``config`` has the ``chunk_size`` that the last step was done with.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        criterion: Criterion,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        config: Config,
+    ) -> None:
+        self.config = config
+        self._model = model
+        self._criterion = criterion
+        self._optimizer = optimizer
+        self._accelerator = accelerator
+        self._stepping = False
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        self._hook = inner.register_step_pre_hook(self._begin_step)
+
+    def _begin_step(self, *_: object) -> None:
+        self._stepping = True
+
+    def close(self) -> None:
+        """Watch the optimiser no longer."""
+        self._hook.remove()
+
+    def run(self, batch: Batch, step: Callable[[Config], Result]) -> Result:
+        """What ``step`` gives for ``config``, which has smaller chunks from here on where needed.
+
+        Raises:
+            CaptuneError: it does not fit with chunks of one image either; it ran out inside the
+                optimiser's step; or there are several processes, which must change together.
+        """
+        while True:
+            self._stepping = False
+            draws, remembered = Draws.now(self._model.device), self._remembered()
+            try:
+                return step(self.config)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = (str(error) or type(error).__name__).splitlines()[0]
+            # Out here: while the error is alive, its traceback holds the step's tensors.
+            self.config = self._smaller(batch, said)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._model.zero_grad(set_to_none=True)
+            for buffer, before in remembered:
+                buffer.copy_(before)
+            draws.again()
+            gc.collect()
+            give_back_freed_memory()
+
+    def _remembered(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers that a forward pass changes, with copies of them."""
+        parts: list[nn.Module] = [
+            module
+            for module in self._model.modules()
+            if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+        ]
+        if isinstance(self._criterion, nn.Module):
+            parts.append(self._criterion)
+        return [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
+
+    def _smaller(self, batch: Batch, said: str) -> Config:
+        """The config with half the chunk, and a line that says so; ``said``: by the allocator."""
+        images, features = len(batch.images), batch.inputs.dim() == 2
+        had = min(self.config.chunk_size or images, images)
+        what = f"a step of {images} images, {had} at a time, does not fit the memory"
+        half = (had + 1) // 2
+        if features:
+            raise CaptuneError(f"{what}: give a smaller head_batch_size")
+        if self._stepping:
+            raise CaptuneError(
+                f"{what}: it ran out while the weights were changed, so it cannot be done again; "
+                f"go on from the last saved state with --resume and chunk_size={half}"
+            )
+        if self._accelerator.num_processes > 1:
+            raise CaptuneError(
+                f"{what} of process {self._accelerator.process_index} of "
+                f"{self._accelerator.num_processes}: go on with --resume and chunk_size={half}, "
+                "the same for all of them"
+            )
+        if had == 1:
+            raise CaptuneError(
+                f"{what} ({said}): give a smaller image_size or batch_size, or other towers"
+            )
+        live = "" if self.config.freeze_batch_norm else "; BatchNorm's statistics are now a chunk's"
+        say(f"{what}: going on with chunk_size={half}, which saves this search next time{live}")
+        return self.config.replace(chunk_size=half)
+
+
+def validate_within(config: Config, processes: int, validate: Callable[[Config], Result]) -> Result:
+    """What ``validate`` gives for ``config``, again with smaller chunks where it does not fit the
+    memory: it leaves nothing to undo.
+
+    Raises:
+        CaptuneError: it does not fit one image at a time either, or there are several processes.
+    """
+    while True:
+        try:
+            return validate(config)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        had = config.chunk_size or config.batch_size
+        what = f"a validation of {had} images at a time does not fit the memory"
+        if had == 1 or processes > 1:
+            raise CaptuneError(
+                f"{what}: go on with --resume and a smaller chunk_size or batch_size"
+            )
+        config = config.replace(chunk_size=(had + 1) // 2)
+        gc.collect()
+        give_back_freed_memory()
+        say(f"{what}: it is done again with {config.chunk_size}")
