@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,42 @@ def test_tiles_and_bands_change_nothing(
     assert found.of_own is not None
     listed = (found.image.tolist(), found.caption.tolist(), found.of_own.tolist())
     assert listed == slow_ranks(similarity, owner.numpy())
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_several_threads_share_the_tiles(three_threads: None) -> None:
+    image, text = random_unit(90, 16, 8), random_unit(300, 16, 9)
+    owner = torch.cat([torch.arange(90), torch.randint(0, 90, (210,))])
+    with torch.inference_mode():
+        found = retrieval_ranks(image, text, owner, every_caption=True, tile=(16, 32))
+    assert found.of_own is not None
+    listed = (found.image.tolist(), found.caption.tolist(), found.of_own.tolist())
+    assert listed == slow_ranks((image @ text.T).numpy(), owner.numpy())
+    assert torch.get_num_threads() == 3
+
+
+def test_what_ends_one_thread_ends_all(
+    three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def add(self: object, place: tuple[int, int]) -> None:
+        done.append(place)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ranks_module._Rivals, "add", add)
+    owner = torch.arange(160)
+    with pytest.raises(KeyboardInterrupt):
+        retrieval_ranks(random_unit(160, 8, 1), random_unit(160, 8, 2), owner, tile=(16, 16))
+    assert len(done) <= 3  # of 100 tiles
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("images", [511, 512, 513, 700])

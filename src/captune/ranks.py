@@ -9,7 +9,10 @@ the own scores, which is a few percent of the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -21,6 +24,8 @@ from tqdm.auto import tqdm
 # product faster than wide ones; a GPU wants larger products.
 TILE, TILE_ON_GPU = (1024, 1280), (4096, 20480)
 BAND = 256  # rows of a tile that are counted at once on a CPU: more would leave its nearest cache
+
+_Place = tuple[int, int]  # the first image and the first caption of a tile
 
 
 class Ranks(NamedTuple):
@@ -99,71 +104,52 @@ class _Count:
     def __init__(
         self, image: Tensor, text: Tensor, owner: Tensor, tile: tuple[int, int] | None
     ) -> None:
-        self.image, self.text, self.owner = image.float(), text.float(), owner
+        self.image, self.text = image.detach().float(), text.detach().float()
+        self.owner = owner
         height, width = tile or (TILE_ON_GPU if image.is_cuda else TILE)
         self.height = min(height, _multiple_of_16(len(image)))
         self.width = min(width, _multiple_of_16(len(text)))
-        self.scores = torch.empty(self.height, self.width, device=image.device)
-        self.band = self.height if image.is_cuda else min(self.height, BAND)
-        self.above = torch.empty(self.band, self.width, device=image.device)
 
     def ranks(self, every_caption: bool) -> Ranks:
-        images, captions = len(self.image), len(self.text)
-        device = self.image.device
-        own = self._own_scores()  # (M,)
-        thresholds, places = self._thresholds(own, 0 if every_caption else 1)  # (N, K), (M,)
-        rivals = torch.zeros(thresholds.shape, dtype=torch.int64, device=device)
-        caption_rank = torch.ones(captions, dtype=torch.int64, device=device)
-        bar = tqdm(total=images, desc="ranking", unit="image", leave=False, delay=3)
-        with bar:
-            for top in range(0, images, self.height):
-                rows = slice(top, min(top + self.height, images))
-                for left in range(0, captions, self.width):
-                    columns = slice(left, min(left + self.width, captions))
-                    scores = self._tile(top, left)[: rows.stop - top, : columns.stop - left]
-                    pairs = self._own_pairs(rows, columns)
-                    if pairs is not None:
-                        scores[pairs] = -torch.inf  # nobody is their own rival
-                    counted = caption_rank[columns], rivals[rows]
-                    self._tally(scores, own[columns], thresholds[rows], *counted)
-                bar.update(rows.stop - top)
-        image_rank = 1 + rivals[:, 0]
+        with _threads_of(self.image.device) as threads:
+            own = self._own_scores(threads)  # (M,)
+            thresholds, places = self._thresholds(own, 0 if every_caption else 1)  # (N, K), (M,)
+            made: list[_Rivals] = []
+
+            def counting() -> Callable[[_Place], None]:
+                made.append(_Rivals(self, own, thresholds))
+                return made[-1].add
+
+            _share(self._tiles(), counting, threads)
+        caption_rank = 1 + sum(part.of_captions.long() for part in made)
+        rivals = sum(part.of_images.long() for part in made)
+        assert isinstance(caption_rank, Tensor) and isinstance(rivals, Tensor)
         of_own = None
         if every_caption:
-            of_own = (1 + places + rivals[self.owner.to(device), places]).cpu()
-        return Ranks(image_rank.cpu(), caption_rank.cpu(), of_own)
+            of_own = (1 + places + rivals[self.owner.to(own.device), places]).cpu()
+        return Ranks(1 + rivals[:, 0].cpu(), caption_rank.cpu(), of_own)
 
-    def _tally(
-        self,
-        scores: Tensor,
-        own: Tensor,
-        thresholds: Tensor,
-        of_captions: Tensor,
-        of_images: Tensor,
-    ) -> None:
-        """Add a tile's rivals to those counted of its captions ``(c,)`` and its images ``(r, K)``,
-        a band of rows at a time: the tile is then read once, and not once for each count."""
-        bands = (torch.split(part, self.band) for part in (scores, thresholds, of_images))
-        for band, least, found in zip(*bands, strict=True):
-            of_captions += self._count(band, own, 0)
-            for place in range(least.shape[1]):
-                found[:, place] += self._count(band, least[:, place, None], 1)
+    def _tiles(self) -> Iterator[_Place]:
+        """The first image and caption of each; row by row, for images are used again at once."""
+        tops = range(0, len(self.image), self.height)
+        bar = tqdm(tops, desc="ranking", unit="tile row", leave=False, delay=3)
+        return ((top, left) for top in bar for left in range(0, len(self.text), self.width))
 
-    def _count(self, scores: Tensor, least: Tensor, over: int) -> Tensor:
-        """How many ``scores (r, c)`` are at least ``least``, over rows (0) or columns (1)."""
-        rows, columns = scores.shape
-        # Ones and zeros in fp32, for comparing into booleans takes four times as long; their sums
-        # are exact up to 2**24, and no side of a tile comes near that.
-        above = torch.ge(scores, least, out=self.above[:rows, :columns])
-        return above.sum(over).long()
+    def scores(self, place: _Place, out: Tensor) -> tuple[Tensor, slice, slice]:
+        """The scores ``(r, c)`` of a tile, in ``out (height, width)``; its images and captions."""
+        top, left = place
+        rows = slice(top, min(top + self.height, len(self.image)))
+        columns = slice(left, min(left + self.width, len(self.text)))
+        image = _filled(self.image[rows], self.height)
+        text = _filled(self.text[columns], self.width)
+        scores = torch.mm(image, text.T, out=out)
+        return scores[: rows.stop - top, : columns.stop - left], rows, columns
 
-    def _tile(self, top: int, left: int) -> Tensor:
-        """Scores of the tile whose first image and caption these are, ``(height, width)``."""
-        image = _filled(self.image[top : top + self.height], self.height)
-        text = _filled(self.text[left : left + self.width], self.width)
-        return torch.mm(image, text.T, out=self.scores)
+    def buffer(self) -> Tensor:
+        """Room for the scores of a tile."""
+        return torch.empty(self.height, self.width, device=self.image.device)
 
-    def _own_pairs(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
+    def own_pairs(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
         """Where in the tile images stand with captions of theirs."""
         owner = self.owner[columns]
         if int(owner[-1]) < rows.start or int(owner[0]) >= rows.stop:
@@ -172,22 +158,29 @@ class _Count:
         device = self.image.device
         return (owner[mine] - rows.start).to(device), mine.to(device)
 
-    def _own_scores(self) -> Tensor:
+    def _own_scores(self, threads: int) -> Tensor:
         own = torch.empty(len(self.text), device=self.image.device)
-        for left in range(0, len(self.text), self.width):
-            columns = slice(left, min(left + self.width, len(self.text)))
-            for top in self._tops(columns):
-                scores = self._tile(top, left)
-                rows = slice(top, min(top + self.height, len(self.image)))
-                pairs = self._own_pairs(rows, columns)
+
+        def reading() -> Callable[[_Place], None]:
+            out = self.buffer()
+
+            def read(place: _Place) -> None:
+                scores, rows, columns = self.scores(place, out)
+                pairs = self.own_pairs(rows, columns)
                 assert pairs is not None
                 own[columns][pairs[1]] = scores[pairs]
+
+            return read
+
+        _share(self._own_tiles(), reading, threads)
         return own
 
-    def _tops(self, columns: slice) -> Iterator[int]:
-        """The first rows of the tiles that hold the columns' own images."""
-        first, last = int(self.owner[columns.start]), int(self.owner[columns.stop - 1])
-        return iter(range(first // self.height * self.height, last + 1, self.height))
+    def _own_tiles(self) -> Iterator[_Place]:
+        """Those that hold images with captions of theirs."""
+        for left in range(0, len(self.text), self.width):
+            first, last = self.owner[left : left + self.width][[0, -1]].tolist()
+            for top in range(first // self.height * self.height, last + 1, self.height):
+                yield top, left
 
     def _thresholds(self, own: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """Each image's own scores ``(N, K)``, best first, infinite where it has fewer; ``most`` of
@@ -204,6 +197,88 @@ class _Count:
         thresholds = torch.full(shape, torch.inf, device=own.device)
         thresholds[owner[kept], places[kept]] = own[kept]
         return thresholds, places
+
+
+class _Rivals:
+    """Rivals of captions ``(M,)`` and of images at each threshold ``(N, K)``, of some tiles.
+
+    Counted in bands of rows, so that a tile is read once from memory, not once for each count.
+    """
+
+    def __init__(self, count: _Count, own: Tensor, thresholds: Tensor) -> None:
+        self._count, self._own, self._thresholds = count, own, thresholds
+        self.of_captions = torch.zeros(len(own), dtype=torch.int32, device=own.device)
+        self.of_images = torch.zeros(thresholds.shape, dtype=torch.int32, device=own.device)
+        self._scores = count.buffer()
+        self._band = count.height if own.is_cuda else min(count.height, BAND)
+        self._above = self._scores.new_empty(self._band, count.width)
+
+    def add(self, place: _Place) -> None:
+        """Count a tile."""
+        scores, rows, columns = self._count.scores(place, self._scores)
+        pairs = self._count.own_pairs(rows, columns)
+        if pairs is not None:
+            scores[pairs] = -torch.inf  # nobody is their own rival
+        of_captions, own = self.of_captions[columns], self._own[columns]
+        parts = (scores, self._thresholds[rows], self.of_images[rows])
+        bands = (torch.split(part, self._band) for part in parts)
+        for band, least, of_images in zip(*bands, strict=True):
+            of_captions += self._at_least(band, own, 0)
+            for k in range(least.shape[1]):
+                of_images[:, k] += self._at_least(band, least[:, k, None], 1)
+
+    def _at_least(self, scores: Tensor, least: Tensor, over: int) -> Tensor:
+        """How many ``scores (r, c)`` are at least ``least``, over rows (0) or columns (1)."""
+        rows, columns = scores.shape
+        # Ones and zeros in fp32, for comparing into booleans takes four times as long; their sums
+        # are exact up to 2**24, and no side of a tile comes near that.
+        above = torch.ge(scores, least, out=self._above[:rows, :columns])
+        return above.sum(over).int()
+
+
+@contextlib.contextmanager
+def _threads_of(device: torch.device) -> Iterator[int]:
+    """How many tiles are worked on at once: on a CPU as many as torch has threads, each with one.
+
+    A count over one tile is over too soon for several threads, who would wait for one another.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield 1
+        return
+    torch.set_num_threads(1)  # threads that are started from here on have it, too
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _share(
+    places: Iterator[_Place], make: Callable[[], Callable[[_Place], None]], threads: int
+) -> None:
+    """Give each place to one of so many threads; each does what ``make`` has made for it."""
+    turn, inference = threading.Lock(), torch.is_inference_mode_enabled()
+
+    def take() -> _Place | None:
+        with turn:
+            return next(places, None)
+
+    def work() -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # each thread has its own modes
+            act = make()
+            while (place := take()) is not None:
+                act(place)
+
+    if threads == 1:
+        return work()
+    with ThreadPoolExecutor(threads) as pool:
+        begun = [pool.submit(work) for _ in range(threads)]
+        try:
+            for one in begun:
+                one.result()
+        finally:  # Ctrl-C: what is not begun is left
+            with turn:
+                places = iter(())
 
 
 def _filled(rows: Tensor, length: int) -> Tensor:
