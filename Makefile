@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/captune demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
