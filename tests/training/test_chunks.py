@@ -31,7 +31,8 @@ from captune.training.fit import TrainingStopped, fit
 from captune.training.loader import Batch, make_loader
 from captune.training.mixing import Mix, draw_mix
 from captune.training.run import Run
-from captune.training.steps import make_accelerator, train_epoch, train_step, validate
+from captune.training.steps import make_accelerator, train_epoch, train_step
+from captune.training.validation import validate
 
 Tables = tuple[CaptionTable, CaptionTable]
 IMAGES, CAPTIONS, CHUNK = 8, 24, 3  # chunks of 2, 3 and 3

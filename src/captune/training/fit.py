@@ -26,6 +26,7 @@ from captune.training.checkpoints import keep_epoch, keep_stage
 from captune.training.criteria import make_criterion, remember_temperature, temperature_of
 from captune.training.memory import validate_within
 from captune.training.optimizer import make_optimizer
+from captune.training.progress import EpochMeter, EpochProgress
 from captune.training.run import Provenance, Run, free_name
 from captune.training.schedule import (
     finished,
@@ -37,17 +38,11 @@ from captune.training.schedule import (
 from captune.training.sharing import copy_from_main
 from captune.training.soup import Soup
 from captune.training.stages import WHOLE, Plan, Stage
-from captune.training.steps import (
-    STEPS_BETWEEN_READINGS,
-    EpochMeter,
-    EpochProgress,
-    make_accelerator,
-    train_epoch,
-    validate,
-)
+from captune.training.steps import STEPS_BETWEEN_READINGS, make_accelerator, train_epoch
 from captune.training.stop import StopRequest
 from captune.training.stream_loader import position_in_stream
 from captune.training.telling import epoch_line, epoch_values, tracking_options
+from captune.training.validation import validate
 from captune.training.watch import EpochSigns, Watchdog
 
 
