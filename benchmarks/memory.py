@@ -32,7 +32,7 @@ from captune import CLIPModel, InfoNCELoss, device, fit, open_source
 from captune.config import Config
 from captune.encoders.image import TransformersImageEncoder
 from captune.preprocess import Preprocess
-from captune.training.fit import TrainingStopped
+from captune.training.stop import TrainingStopped
 
 IMAGES, CAPTIONS = 82_783, 414_113
 CLIP_TEXT_PARAMETERS = 63_428_096

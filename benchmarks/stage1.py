@@ -38,9 +38,10 @@ from captune.training.average import MovingAverage
 from captune.training.criteria import make_criterion
 from captune.training.feature_batches import FeatureBatches
 from captune.training.optimizer import make_optimizer
+from captune.training.progress import EpochMeter
 from captune.training.schedule import warmup_cosine
 from captune.training.stages import HEAD, Stage
-from captune.training.steps import EpochMeter, make_accelerator, train_epoch
+from captune.training.steps import make_accelerator, train_epoch
 
 CHANNELS, DIMENSION, NEGATIVES = 2048, 512, 8192
 BLOCK = 20_000  # rows drawn at once

@@ -15,7 +15,7 @@ from captune.matching import Pairs, mix_pairs
 from captune.models import CLIPModel
 from captune.training.loader import Batch
 from captune.training.mixing import Mix, draw_mix, step_mix
-from test_contrastive import batch, unit
+from slow_losses import batch, unit
 
 PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
 WEIGHT = torch.tensor([0.7, 0.9, 0.5, 0.6])

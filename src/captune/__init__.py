@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captune.training.loader import make_loader as make_loader
     from captune.training.run import Run as Run
     from captune.training.steps import train_epoch as train_epoch
-    from captune.training.steps import validate as validate
+    from captune.training.validation import validate as validate
 
 # Names are handed on when first asked for: `captune --help` must not wait for torch.
 _HOMES = {
@@ -40,7 +40,7 @@ _HOMES = {
     "make_loader": "captune.training.loader",
     "Run": "captune.training.run",
     "train_epoch": "captune.training.steps",
-    "validate": "captune.training.steps",
+    "validate": "captune.training.validation",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -146,7 +146,7 @@ class Processes:
     def all_rows(self, rows: Tensor) -> Tensor:
         """``(n, ...)`` of each process, n its own, to ``(sum of n, ...)`` in all, in their order.
 
-        On the host and without a gradient; :func:`captune.training.parallel.gather` has one.
+        On the host and without a gradient; :func:`captune.training.sharing.gather` has one.
         """
         return torch.cat(self.rows_of_each(rows)) if self.count > 1 else rows
 

@@ -10,8 +10,8 @@ import pytest
 
 from captune.cli.main import main
 from captune.config import Config
-from captune.training.fit import TrainingStopped
 from captune.training.run import Provenance, Run
+from captune.training.stop import TrainingStopped
 
 
 def test_a_table_for_reading_and_where_picture_and_page_are(

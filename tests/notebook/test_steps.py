@@ -19,8 +19,8 @@ from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.notebook import machine, steps
 from captune.notebook.display import NotebookError
-from captune.training.fit import TrainingStopped
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 from captune.workflow.train import Outcome
 from conftest import write_scene
 

@@ -13,7 +13,7 @@ import pytest
 from captune.config import DEFAULT_CONFIG, Config
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
-from captune.training import fit as fit_module
+from captune.training import loop as loop_module
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def ctrl_c_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def arm(stop_at: int) -> None:
         steps = 0
-        real = fit_module._Fit._after_step
+        real = loop_module.TrainingLoop._after_step
 
         def after_step(self: Any, meter: Any) -> None:
             nonlocal steps
@@ -67,6 +67,6 @@ def ctrl_c_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 os.kill(os.getpid(), signal.SIGINT)
             real(self, meter)
 
-        monkeypatch.setattr(fit_module._Fit, "_after_step", after_step)
+        monkeypatch.setattr(loop_module.TrainingLoop, "_after_step", after_step)
 
     return arm

@@ -37,13 +37,14 @@ from captune.losses import Criterion, InfoNCELoss
 from captune.models import CLIPModel
 from captune.processes import ProcessLostError, alone, leave, processes, watched
 from captune.rowfile import Halves, RowFile, Rows
-from captune.training import fit as fit_module
+from captune.training import loop as loop_module
 from captune.training.criteria import make_criterion
 from captune.training.feature_batches import FeatureBatches
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.loader import Batch, make_loader
 from captune.training.run import Run
 from captune.training.steps import make_accelerator, train_epoch
+from captune.training.stop import TrainingStopped
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
 
@@ -209,7 +210,7 @@ def fitted(name: str, config: Config, **options: Any) -> Run:
 @contextlib.contextmanager
 def at_step(number: int, act: Callable[[], None]) -> Iterator[None]:
     """``act`` after the step of that number, from 1."""
-    real, steps = fit_module._Fit._after_step, 0
+    real, steps = loop_module.TrainingLoop._after_step, 0
 
     def after_step(self: Any, meter: Any) -> None:
         nonlocal steps
@@ -218,11 +219,11 @@ def at_step(number: int, act: Callable[[], None]) -> Iterator[None]:
             act()
         real(self, meter)
 
-    fit_module._Fit._after_step = after_step  # type: ignore[method-assign]
+    loop_module.TrainingLoop._after_step = after_step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        fit_module._Fit._after_step = real  # type: ignore[method-assign]
+        loop_module.TrainingLoop._after_step = real  # type: ignore[method-assign]
 
 
 def assert_same_run(one: Run, other: Run) -> None:

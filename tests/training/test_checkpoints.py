@@ -15,10 +15,11 @@ from captune.config import Config
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
-from captune.training import fit as fit_module
+from captune.training import loop as loop_module
 from captune.training.checkpoints import checkpoint_weights, checkpoints, split_name
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
 State = dict[str, torch.Tensor]
@@ -34,14 +35,14 @@ def best(best: Config) -> Config:
 def validated(monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The weights that each validation saw; of five epochs the second and the fourth are best."""
     seen: list[State] = []
-    real = fit_module.validate
+    real = loop_module.validate
     scores = [10.0, 20.0, 15.0, 30.0, 25.0]
 
     def validate(model: CLIPModel, *rest: Any) -> dict[str, Any]:
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         return {**real(model, *rest), "rsum": scores[len(seen) - 1]}
 
-    monkeypatch.setattr(fit_module, "validate", validate)
+    monkeypatch.setattr(loop_module, "validate", validate)
     return seen
 
 
@@ -119,7 +120,7 @@ def test_killed_between_the_stages_the_end_of_stage_1_is_the_same(
     tables: Tables, best: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     whole = fit(*tables, out=tmp_path / "whole", config=best)
-    save = fit_module.save_state
+    save = loop_module.save_state
 
     def kills(path: Path, parts: Any, progress: Any) -> None:
         due = (progress.epoch, progress.step) == (2, 0)
@@ -129,7 +130,7 @@ def test_killed_between_the_stages_the_end_of_stage_1_is_the_same(
             raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "save_state", kills)
+        patch.setattr(loop_module, "save_state", kills)
         with pytest.raises(MemoryError):
             fit(*tables, out=tmp_path / "run", config=best)
     run = fit(*tables, out=tmp_path / "run", config=best, resume=True)

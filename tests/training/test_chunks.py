@@ -27,11 +27,13 @@ from captune.preprocess import Preprocess
 from captune.training import steps as steps_module
 from captune.training.chunks import even_slices
 from captune.training.criteria import make_criterion
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.loader import Batch, make_loader
 from captune.training.mixing import Mix, draw_mix
 from captune.training.run import Run
-from captune.training.steps import make_accelerator, train_epoch, train_step, validate
+from captune.training.steps import make_accelerator, train_epoch, train_step
+from captune.training.stop import TrainingStopped
+from captune.training.validation import validate
 
 Tables = tuple[CaptionTable, CaptionTable]
 IMAGES, CAPTIONS, CHUNK = 8, 24, 3  # chunks of 2, 3 and 3

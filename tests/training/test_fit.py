@@ -21,10 +21,11 @@ from captune.errors import CaptuneError
 from captune.losses import InfoNCELoss
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
-from captune.training import fit as fit_module
+from captune.training import loop as loop_module
 from captune.training import telling as telling_module
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
 
@@ -60,13 +61,13 @@ def test_the_best_epoch_by_rsum_is_kept(
 ) -> None:
     saved: list[dict[str, torch.Tensor]] = []
     scores = iter([10.0, 30.0, 20.0])
-    real = fit_module.validate
+    real = loop_module.validate
 
     def validate(model: CLIPModel, *rest: Any) -> dict[str, Any]:
         saved.append({k: v.clone() for k, v in model.state_dict().items()})
         return {**real(model, *rest), "rsum": next(scores)}
 
-    monkeypatch.setattr(fit_module, "validate", validate)
+    monkeypatch.setattr(loop_module, "validate", validate)
     run = fit(*tables, out=tmp_path / "run", config=config)
     kept = weights(run)
     assert all(torch.equal(kept[key], saved[1][key]) for key in kept)
@@ -108,14 +109,14 @@ def test_ctrl_c_in_the_last_validation_is_told_to_the_caller_and_the_run_is_comp
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever trains many runs in turn must hear of it; the same call finds all done."""
-    real = fit_module.validate
+    real = loop_module.validate
 
     def validate(*arguments: Any) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
     config = config.replace(num_epochs=1)
-    monkeypatch.setattr(fit_module, "validate", validate)
+    monkeypatch.setattr(loop_module, "validate", validate)
     with pytest.raises(TrainingStopped) as stopped:
         fit(*tables, out=tmp_path / "run", config=config)
     assert stopped.value.run.is_complete
@@ -127,7 +128,7 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
 ) -> None:
     config = config.replace(save_steps=1)
     whole = fit(*tables, out=tmp_path / "whole", config=config)
-    real = fit_module.train_epoch
+    real = loop_module.train_epoch
 
     def dies(model: CLIPModel, *rest: Any, **options: Any) -> dict[str, float]:
         on_step = options["on_step"]
@@ -139,7 +140,7 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
 
         return real(model, *rest, **{**options, "on_step": after})
 
-    monkeypatch.setattr(fit_module, "train_epoch", dies)
+    monkeypatch.setattr(loop_module, "train_epoch", dies)
     with pytest.raises(MemoryError):
         fit(*tables, out=tmp_path / "run", config=config)
     monkeypatch.undo()
@@ -155,13 +156,13 @@ def test_stopping_before_the_first_validation_leaves_a_usable_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = fit_module._Fit._after_step
+    real = loop_module.TrainingLoop._after_step
 
     def after_step(self: Any, meter: Any) -> None:
         self.stop.requested = True
         real(self, meter)
 
-    monkeypatch.setattr(fit_module._Fit, "_after_step", after_step)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_after_step", after_step)
     with pytest.raises(TrainingStopped, match="--resume"):
         fit(*tables, out=tmp_path / "run", config=config)
     assert "not validated" in capsys.readouterr().err

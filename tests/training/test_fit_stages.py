@@ -17,10 +17,11 @@ from captune.config import Config
 from captune.data.table import CaptionTable
 from captune.losses import ContrastiveLoss, InfoNCELoss
 from captune.models import CLIPModel
-from captune.training import fit as fit_module
+from captune.training import loop as loop_module
 from captune.training.average import MovingAverage
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
 CLOCK = ("images_per_second", "seconds")
@@ -83,7 +84,7 @@ def test_stage_2_starts_from_the_best_weights_of_stage_1(
     scores = iter([10.0, 30.0, 20.0, 5.0])
     validated: list[dict[str, torch.Tensor]] = []
     entered: list[list[dict[str, torch.Tensor]]] = []
-    real, enter = fit_module.validate, fit_module._Fit._enter
+    real, enter = loop_module.validate, loop_module.TrainingLoop._enter
 
     def state(model: Any) -> dict[str, torch.Tensor]:
         return {key: value.clone() for key, value in model.state_dict().items()}
@@ -96,8 +97,8 @@ def test_stage_2_starts_from_the_best_weights_of_stage_1(
         entered.append([state(self.model), state(self.kept)])
         enter(self, stage)
 
-    monkeypatch.setattr(fit_module, "validate", validate)
-    monkeypatch.setattr(fit_module._Fit, "_enter", note)
+    monkeypatch.setattr(loop_module, "validate", validate)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_enter", note)
     config = best.replace(head_epochs=3, num_epochs=1)
     run = fit(*tables, out=tmp_path / "run", config=config)
     for started in entered[1]:
@@ -196,7 +197,7 @@ def test_killed_at_the_end_of_an_epoch_also_that_between_the_stages(
     when: str,
 ) -> None:
     """Each epoch is better than the one before, so that each overwrites the best weights."""
-    real = fit_module.validate
+    real = loop_module.validate
     rsum = 0.0
 
     def rising(model: CLIPModel, *rest: Any) -> dict[str, Any]:
@@ -204,9 +205,9 @@ def test_killed_at_the_end_of_an_epoch_also_that_between_the_stages(
         rsum += 1.0
         return {**real(model, *rest), "rsum": rsum}
 
-    monkeypatch.setattr(fit_module, "validate", rising)
+    monkeypatch.setattr(loop_module, "validate", rising)
     whole = fit(*tables, out=tmp_path / "whole", config=best)
-    save = fit_module.save_state
+    save = loop_module.save_state
 
     def kills(path: Path, parts: Any, progress: Any) -> None:
         due = progress.epoch == epoch and progress.step == 0
@@ -218,7 +219,7 @@ def test_killed_at_the_end_of_an_epoch_also_that_between_the_stages(
 
     rsum = 0.0
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "save_state", kills)
+        patch.setattr(loop_module, "save_state", kills)
         with pytest.raises(Killed):
             fit(*tables, out=tmp_path / "run", config=best)
     rsum = float(epoch - (when == "before the state"))
@@ -231,14 +232,14 @@ def test_each_stage_has_one_optimiser(
 ) -> None:
     """With two known to accelerate, fp16 gradients of the head would be unscaled twice."""
     known: list[int] = []
-    real = fit_module._Fit._after_step
+    real = loop_module.TrainingLoop._after_step
 
     def after_step(self: Any, meter: Any) -> None:
         known.append(len(self.accelerator._optimizers))
         assert self.accelerator._optimizers[0] is self.parts.optimizer
         real(self, meter)
 
-    monkeypatch.setattr(fit_module._Fit, "_after_step", after_step)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_after_step", after_step)
     fit(*tables, out=tmp_path / "run", config=best)
     assert known == [1] * 12
 
@@ -247,12 +248,12 @@ def test_patience_ends_the_second_stage_and_the_run_is_complete(
     tables: Tables, best: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([50.0, 40.0, 30.0, 20.0, 10.0, 5.0])
-    real = fit_module.validate
+    real = loop_module.validate
 
     def falling(model: CLIPModel, *rest: Any) -> dict[str, Any]:
         return {**real(model, *rest), "rsum": next(scores)}
 
-    monkeypatch.setattr(fit_module, "validate", falling)
+    monkeypatch.setattr(loop_module, "validate", falling)
     config = best.replace(num_epochs=9, patience=2)
     run = fit(*tables, out=tmp_path / "run", config=config)
     assert [row["stage"] for row in run.history()] == [1, 1, 2, 2, 2]
@@ -278,7 +279,7 @@ def test_the_moving_average_is_what_is_validated_and_saved(
 ) -> None:
     averages: list[MovingAverage] = []
     validated: list[CLIPModel] = []
-    make, real = MovingAverage.__init__, fit_module.validate
+    make, real = MovingAverage.__init__, loop_module.validate
 
     def note(self: MovingAverage, model: CLIPModel, *, decay: float) -> None:
         make(self, model, decay=decay)
@@ -289,7 +290,7 @@ def test_the_moving_average_is_what_is_validated_and_saved(
         return {**real(model, *rest), "rsum": float(len(validated))}
 
     monkeypatch.setattr(MovingAverage, "__init__", note)
-    monkeypatch.setattr(fit_module, "validate", validate)
+    monkeypatch.setattr(loop_module, "validate", validate)
     model = CLIPModel.from_config(best)
     run = fit(*tables, out=tmp_path / "run", config=best, model=model)
     (average,) = averages

@@ -21,11 +21,13 @@ from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.training.checkpoint import read_progress
 from captune.training.criteria import make_criterion
-from captune.training.fit import TrainingStopped, fit
+from captune.training.fit import fit
 from captune.training.loader import make_loader
 from captune.training.memory import is_out_of_memory
+from captune.training.progress import EpochProgress
 from captune.training.run import Run
-from captune.training.steps import EpochProgress, make_accelerator, train_epoch
+from captune.training.steps import make_accelerator, train_epoch
+from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
 FITS = 2  # images at a time

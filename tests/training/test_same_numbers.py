@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune import matching
 from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.table import CaptionTable
 from captune.losses import ContrastiveLoss
-from captune.matching import Block, Pairs, PairsPart
+from captune.matching import Block, Pairs, PairsPart, block, duplicates
 from captune.training import steps
 from captune.training.fit import fit
 
@@ -26,7 +25,7 @@ def plain_lookup(bank: CaptionBank, rows: Any) -> Tensor:
     return F.normalize(torch.from_numpy(found), dim=-1)
 
 
-def plain_near(images: Tensor, writers: Tensor, alike: matching._Likeness) -> Tensor:
+def plain_near(images: Tensor, writers: Tensor, alike: duplicates.Likeness) -> Tensor:
     near = alike.written @ alike.candidates.T >= alike.threshold - 1e-6  # (W, K)
     return (images[:, None] == writers).float() @ near.float() > 0
 
@@ -65,11 +64,11 @@ def test_a_training_gives_the_numbers_of_the_plain_formulas(
         duplicate_threshold=0.8,
         precision="fp32",
     )
-    monkeypatch.setattr(matching, "WORTH_A_SIEVE", 0)
-    monkeypatch.setattr(matching, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(duplicates, "WORTH_A_SIEVE", 0)
+    monkeypatch.setattr(duplicates, "has_native_bf16", lambda device: True)
     fast = fit(*tables, out=tmp_path / "fast", config=config)
     monkeypatch.setattr(CaptionBank, "lookup", plain_lookup)
-    monkeypatch.setattr(matching, "_near_duplicates", plain_near)
+    monkeypatch.setattr(block, "near_duplicates", plain_near)
     monkeypatch.setattr(steps, "mix_pairs", plain_mix)
     monkeypatch.setattr(ContrastiveLoss, "_direction", plain_direction)
     plain = fit(*tables, out=tmp_path / "plain", config=config)

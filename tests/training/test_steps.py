@@ -1,4 +1,4 @@
-"""train_epoch and validate as a notebook calls them."""
+"""train_epoch as a notebook calls it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.losses import InfoNCELoss
-from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.training.loader import make_loader
 from captune.training.schedule import warmup_cosine
-from captune.training.steps import EpochMeter, EpochProgress, train_epoch, validate
+from captune.training.steps import train_epoch
+from captune.training.validation import validate
 
 Tables = tuple[CaptionTable, CaptionTable]
 
@@ -127,24 +127,6 @@ def test_in_batch_accuracy_and_means_are_right(
     assert stats["train_accuracy"] == pytest.approx(100 * hits / images)
 
 
-def test_validation_is_loss_and_retrieval_with_all_captions(
-    tables: Tables, config: Config, model: CLIPModel
-) -> None:
-    _, val = tables
-    loader = make_loader(dataset_of(val), bank_of(val, model), config, shuffle=False)
-    model.train()
-    result = validate(model, loader, InfoNCELoss(), config)
-    assert model.training  # left as it was found
-    model.eval()
-    image = model.encode_image([val.path(i) for i in range(8)], precision="fp32")
-    expected = retrieval_metrics(
-        image, model.encode_text(val.texts()), torch.from_numpy(val.image_of_caption)
-    )
-    assert {k: result[k] for k in expected} == expected
-    assert (result["images"], result["captions"]) == (8, 40)
-    assert validate(model, loader, InfoNCELoss(), config) == result
-
-
 def test_a_loader_over_something_else_is_refused(config: Config, model: CLIPModel) -> None:
     loader = DataLoader([1, 2, 3])  # type: ignore[arg-type]
     with pytest.raises(CaptuneError, match="COCOClipDataset"):
@@ -158,16 +140,6 @@ def test_a_bank_of_other_captions_is_refused(
 ) -> None:
     with pytest.raises(CaptuneError, match="40 captions, the dataset 120"):
         make_loader(dataset_of(tables[0]), bank_of(tables[1], model), config)
-
-
-def test_the_meter_sums_what_it_is_given() -> None:
-    meter = EpochMeter(EpochProgress(0))
-    meter.add(torch.tensor(2.0), torch.tensor(0.5), 4)
-    meter.add(torch.tensor(1.0), torch.tensor(1.0), 2)
-    meter.settle()
-    summary = meter.progress.summary()
-    assert summary["train_loss"] == pytest.approx(10 / 6)
-    assert summary["train_accuracy"] == pytest.approx(100 * 4 / 6)
 
 
 def test_fp16_and_bf16_are_chosen_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

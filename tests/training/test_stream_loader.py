@@ -22,7 +22,7 @@ from captune.errors import CaptuneError
 from captune.processes import Processes
 from captune.training import stream_loader
 from captune.training.loader import Batch
-from captune.training.steps import EpochProgress
+from captune.training.progress import EpochProgress
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader, position_in_stream
 from shards import photo, sample, tar_of, write_shards

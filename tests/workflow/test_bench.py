@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from captune.config import Config
 from captune.data import dataset as dataset_module
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
-from captune.workflow.bench import PARTS, Stopwatch, advice, bench
+from captune.workflow.bench import PARTS, advice, bench
 from conftest import write_scene
 
 
@@ -49,13 +48,6 @@ def test_a_slow_disk_is_the_finding(
     assert found["images_per_second"]["decoded by one process"] < 20
     assert found["share_of_ceiling"] < 0.5
     assert "goes into waiting for photos" in found["advice"][0]
-
-
-def test_a_stopwatch_adds_up_calls_by_name() -> None:
-    watch = Stopwatch(torch.device("cpu"))
-    nap = watch.around("nap", lambda seconds: time.sleep(seconds) or "rested")
-    assert [nap(0.01), nap(0.02)] == ["rested", "rested"]
-    assert 0.03 <= watch.seconds["nap"] < 0.3
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from captune.data.demo import draw_demo
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
 from captune.evaluation.intervals import METRICS
-from captune.training.fit import TrainingStopped
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 from captune.workflow.compare import Matrix, _file_name, compare
 from captune.workflow.evaluate import evaluate, measure
 from captune.workflow.opening import open_model

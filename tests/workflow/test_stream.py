@@ -14,9 +14,9 @@ from captune.cli.main import main
 from captune.config import Config
 from captune.data.stream_table import StreamTable
 from captune.errors import CaptuneError
-from captune.training import fit as fit_module
-from captune.training.fit import TrainingStopped
+from captune.training import loop as loop_module
 from captune.training.run import Run
+from captune.training.stop import TrainingStopped
 from captune.workflow.evaluate import evaluate
 from captune.workflow.stream import train_on_shards
 from captune.workflow.train import Outcome
@@ -41,7 +41,7 @@ def config(tiny_config: Config) -> Config:
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """End the next training after a number of steps, as Ctrl-C does."""
     steps = 0
-    real = fit_module._Fit._after_step
+    real = loop_module.TrainingLoop._after_step
 
     def after_step(self: Any, meter: Any) -> None:
         nonlocal steps
@@ -49,7 +49,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         self.stop.requested |= steps == step
         real(self, meter)
 
-    monkeypatch.setattr(fit_module._Fit, "_after_step", after_step)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_after_step", after_step)
 
 
 def history(run: Run) -> list[dict[str, Any]]:

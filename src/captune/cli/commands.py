@@ -65,7 +65,7 @@ def _train_on_shards(arguments: argparse.Namespace, overrides: dict[str, Any]) -
 
 
 def _report_training(work: Any, arguments: argparse.Namespace) -> int:
-    from captune.training.fit import TrainingStopped
+    from captune.training.stop import TrainingStopped
 
     try:
         outcome = work()
@@ -82,7 +82,7 @@ def _report_training(work: Any, arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    from captune.training.fit import TrainingStopped
+    from captune.training.stop import TrainingStopped
     from captune.workflow.compare import compare
 
     flags = [word for word in arguments.flags if "=" not in word or "," in word]

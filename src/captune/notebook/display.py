@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from captune.console import logger
 from captune.data.pixels import UnreadableImageError
 from captune.errors import CaptuneError
-from captune.training.fit import TrainingStopped
+from captune.training.stop import TrainingStopped
 
 DPI = 160  # of the picture, for sharp screens
 SHOWN_DPI = 88  # at which it is shown

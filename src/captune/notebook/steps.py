@@ -25,7 +25,8 @@ from captune.report.plots import (
 from captune.training.run import Provenance, Run, free_name
 from captune.workflow import train as training
 from captune.workflow.demo import demo_subject
-from captune.workflow.evaluate import embed, evaluate
+from captune.workflow.embed import embed
+from captune.workflow.evaluate import evaluate
 from captune.workflow.opening import Opened, OwnTowers, open_model
 from captune.workflow.story import Subject, chance_metrics, sample_subject
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from captune.errors import CaptuneError
 from captune.files import replacing
-from captune.training.steps import EpochProgress
+from captune.training.progress import EpochProgress
 
 VERSION = 2
 

@@ -24,7 +24,7 @@ from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.feature_batches import FeatureBatches
 from captune.training.loader import Batches, crop_side, make_loader
-from captune.training.schedule import planned_epochs
+from captune.training.schedule import planned_epochs, rate_factor, warmup_within
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
 
@@ -69,6 +69,12 @@ class Stage:
         """The peak rate; of the backbone's last layer in stage 2."""
         config = self.config
         return config.head_learning_rate if self.number == HEAD else config.learning_rate
+
+    def rate_at_start(self, epoch: int) -> float:
+        """The rate of the first step of ``epoch`` (from 0); a resumed epoch has the same."""
+        warmup = warmup_within(self.config.warmup_steps, self.steps)
+        step = (epoch - self.first) * self.train_loader.steps
+        return self.learning_rate * rate_factor(step, warmup, self.steps)
 
     @property
     def chance_loss(self) -> float:

@@ -1,11 +1,9 @@
-"""One epoch of training, and one validation. `train_step` is the whole of the method."""
+"""One epoch of training. `train_step` is the whole of the method."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,51 +17,21 @@ from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.data.augment import colour_factors, jitter_colours
-from captune.device import autocast, best_device, choose_precision, keep_freed_memory
+from captune.device import best_device, choose_precision, keep_freed_memory
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.matching import Pairs, PairsPart, match_pairs, match_part, mix_pairs
-from captune.metrics import retrieval_metrics
 from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.chunks import embed
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.memory import StepMemory
 from captune.training.mixing import Mix, step_mix
+from captune.training.progress import EpochMeter, EpochProgress
 from captune.training.sharing import average_statistics, own_rows, sum_gradients, total
-from captune.training.watch import effective_rank, spread
 
 STEPS_BETWEEN_READINGS = 10
-
-
-@dataclass
-class EpochProgress:
-    """Where an epoch stands, and its sums so far: all that a resumed epoch needs to go on.
-
-    ``step`` counts batches handed out, so it is also the position in the epoch's order.
-    ``chunk_size``: what a step came down to that did not fit the memory; 0: the config's.
-    ``layout``: how many processes and loader workers share a stream; empty for a table, whose
-    order knows of neither.
-    """
-
-    epoch: int
-    step: int = 0
-    images: int = 0
-    loss_sum: float = 0.0
-    correct: float = 0.0
-    seconds: float = 0.0
-    chunk_size: int = 0
-    layout: str = ""
-
-    def summary(self) -> dict[str, float]:
-        """Mean loss, in-batch accuracy in percent (both ways) and images a second."""
-        images = max(1, self.images)
-        return {
-            "train_loss": self.loss_sum / images,
-            "train_accuracy": 100 * self.correct / images,
-            "images_per_second": self.images / max(self.seconds, 1e-9),
-        }
 
 
 def make_accelerator(config: Config, **options: Any) -> Accelerator:
@@ -260,110 +228,5 @@ def train_epoch(
     return progress.summary()
 
 
-class EpochMeter:
-    """Sums of an epoch, kept on the device until somebody reads them."""
-
-    def __init__(self, progress: EpochProgress) -> None:
-        self.progress = progress
-        self.last_loss = float("nan")
-        self._pending: list[tuple[Tensor, Tensor, int]] = []
-        self._since = time.perf_counter()
-
-    def add(self, loss: Tensor, accuracy: Tensor, images: int) -> None:
-        """Note a step without waiting for the device."""
-        self._pending.append((loss, accuracy, images))
-
-    def settle(self) -> None:
-        """Bring the progress up to date; here the device is waited for."""
-        now = time.perf_counter()
-        for loss, accuracy, images in self._pending:
-            self.last_loss = float(loss)
-            if self.last_loss != self.last_loss or abs(self.last_loss) == float("inf"):
-                raise CaptuneError(
-                    f"the loss is {self.last_loss} in epoch {self.progress.epoch + 1}, step "
-                    f"{self.progress.step}: lower learning_rate, or try precision=fp32"
-                )
-            self.progress.loss_sum += self.last_loss * images
-            self.progress.correct += float(accuracy) * images
-            self.progress.images += images
-        self._pending.clear()
-        self.progress.seconds += now - self._since
-        self._since = now
-
-    def read(self, rate: float) -> dict[str, str]:
-        """What the progress bar shows."""
-        self.settle()
-        summary = self.progress.summary()
-        return {
-            "loss": f"{summary['train_loss']:.3f}",
-            "acc": f"{summary['train_accuracy']:.1f}%",
-            "lr": f"{rate:.1e}",
-            "img/s": f"{summary['images_per_second']:.0f}",
-        }
-
-
 def _rate(optimizer: Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
-
-
-@torch.no_grad()
-def validate(
-    model: CLIPModel,
-    val_loader: Any,
-    criterion: Criterion,
-    config: Config | Mapping[str, Any] = DEFAULT_CONFIG,
-) -> dict[str, Any]:
-    """Loss over batches, and retrieval over the whole split with all its captions.
-
-    Args:
-        model: on its device.
-        val_loader: ``make_loader(..., shuffle=False)``, or a plain DataLoader in order.
-        criterion: as in training; each image stands with the caption drawn for epoch 0.
-        config: ``precision``, ``device`` and ``chunk_size`` are read from it.
-
-    Returns:
-        ``loss`` and what :func:`captune.metrics.retrieval_metrics` gives, with ``spread`` and
-        ``effective_rank`` of the images' embeddings (:mod:`captune.training.watch`). Images that
-        cannot be read are left out with their captions; ``images`` and ``captions`` count what
-        was used.
-
-    Raises:
-        CaptuneError: no image could be read.
-    """
-    config = Config.from_mapping(config)
-    was_training = model.training
-    model.eval()
-    if isinstance(criterion, nn.Module):
-        criterion.eval()
-    loader: Batches = with_bank(val_loader, model)
-    precision = choose_precision(config.precision, model.device)
-    forward = partial(autocast, model.device, precision)
-    embedded, rows, losses = [torch.empty(0, model.dimension)], [torch.empty(0).long()], [0.0]
-    for batch in tqdm(loader.batches(0), total=loader.steps, desc="validating", leave=False):
-        if len(batch.images) == 0:
-            continue
-        image, _ = embed(model, batch, None, config.chunk_size, forward)
-        text = model.project_text(batch.text.to(model.device))
-        losses.append(float(criterion(image, text)) * len(image))
-        embedded.append(image.float().cpu())
-        rows.append(batch.images)
-    model.train(was_training)
-    here = processes()
-    images, found = here.all_rows(torch.cat(rows)), here.all_rows(torch.cat(embedded))
-    if not len(images):
-        raise CaptuneError(f"no image of {loader.table.describe()} could be read")
-    if here.count > 1:  # each had some of the batches, which come in order
-        order = images.argsort()
-        images, found = images[order], found[order]
-    loss = float(here.all_rows(torch.tensor(losses, dtype=torch.float64)).sum()) / len(images)
-    return here.from_main(lambda: {"loss": loss, **_retrieval(model, loader, images, found)})
-
-
-def _retrieval(model: CLIPModel, loader: Batches, images: Tensor, found: Tensor) -> dict[str, Any]:
-    """Metrics of a whole split: ``images (n,)`` its rows, ``found (n, D)`` their embeddings."""
-    captions, owner = loader.table.captions_among(images.numpy())
-    text = model.project_text(loader.bank.lookup(captions).to(model.device)).cpu()
-    metrics = retrieval_metrics(found, text, torch.from_numpy(owner))
-    counts = {"images": len(images), "captions": len(captions)}
-    signs = {"spread": spread(found), "effective_rank": effective_rank(found)}
-    return {**counts, **metrics, **signs}

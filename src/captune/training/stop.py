@@ -9,6 +9,7 @@ from typing import Any
 
 from captune.console import say
 from captune.processes import launched
+from captune.training.run import Run
 
 
 class StopRequest:
@@ -45,3 +46,11 @@ class StopRequest:
         self.requested = True
         once_more = "" if launched() > 1 else " (once more: at once)"
         say(f"stopping after this step{once_more}")
+
+
+class TrainingStopped(Exception):
+    """Ctrl-C or a polite kill: the state is saved and the run can be used and resumed."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(f"stopped; {run.folder} can be used, and resumed with --resume")
+        self.run = run

@@ -20,8 +20,8 @@ from captune.device import ignore_interrupt, loader_workers
 from captune.errors import CaptuneError
 from captune.processes import Processes
 from captune.training.loader import Batch, caption_draw, crop_side, make_batch, note_unreadable
+from captune.training.progress import EpochProgress
 from captune.training.sharing import exchange
-from captune.training.steps import EpochProgress
 from captune.training.stream_bank import StreamBank
 
 

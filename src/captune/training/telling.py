@@ -1,4 +1,4 @@
-"""What a training tells of its epochs: a line to whoever watches, values to the logger."""
+"""What a training tells of stages and epochs: lines to whoever watches, values to the logger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ from typing import Any
 from accelerate.utils import ProjectConfiguration
 
 from captune.errors import MissingExtraError
+from captune.training.checkpoint import TrainingParts
 from captune.training.run import Run
+from captune.training.schedule import warmup_within
+from captune.training.stages import Stage
+
+
+def stage_lines(stage: Stage, parts: TrainingParts, *, several: bool) -> list[str]:
+    """What a stage is about to train, how and on what; its number where there are ``several``."""
+    count = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"])
+    device, precision = parts.accelerator.device, parts.accelerator.mixed_precision
+    lines = [f"stage {stage.number}: {stage.what}"] if several else []
+    lines += [
+        f"{count:,} trainable parameters · {device} · "
+        f"{'fp32' if precision == 'no' else precision} · {stage.steps:,} steps",
+        f"train on {stage.train_loader.table.describe()}",
+        f"validate on {stage.val_loader.table.describe()}",
+    ]
+    wanted = stage.config.warmup_steps
+    warmup = warmup_within(wanted, stage.steps)
+    if warmup < wanted:
+        lines.append(f"warm-up cut from {wanted} to {warmup}: a tenth of all steps")
+    return lines
 
 
 def epoch_line(row: dict[str, Any], planned: int, best: bool) -> str:

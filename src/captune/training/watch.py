@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +59,29 @@ class EpochSigns:
     effective_rank: float
     dimension: int
     images: int
+
+    @classmethod
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        *,
+        chance_loss: float,
+        temperature_learnt: bool,
+        dimension: int,
+    ) -> EpochSigns:
+        """From a row of a run's history, and what the row does not say."""
+        return cls(
+            epoch=row["epoch"],
+            train_loss=row["train_loss"],
+            chance_loss=chance_loss,
+            val_loss=row["val_loss"],
+            rsum=row["rsum"],
+            temperature=row["temperature"] if temperature_learnt else None,
+            spread=row["spread"],
+            effective_rank=row["effective_rank"],
+            dimension=dimension,
+            images=row["images"],
+        )
 
 
 def spread(image: Tensor) -> float:

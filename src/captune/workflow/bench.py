@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from captune.training.mixing import step_mix
 from captune.training.optimizer import make_optimizer
 from captune.training.stages import Plan, Stage
 from captune.training.steps import coloured, make_accelerator, train_step
+from captune.workflow.stopwatch import Rate, Stopwatch, Watched
 
 VERSION = 1
 WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
@@ -38,44 +37,6 @@ MEANINGFUL = 2  # images: one alone has nothing to be told apart from
 DECODED = 64  # photos that one process decodes
 ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
 PARTS = ("copy", "forward and loss", "backward", "optimiser")
-
-
-@dataclass
-class Stopwatch:
-    """Adds up the seconds of named calls; the device is waited for before and after each."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def now(self) -> float:
-        """The clock, when all that the device was given is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, timed under ``name``."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = self.now()
-            result = function(*args, **kwargs)
-            self.seconds[name] += self.now() - began
-            return result
-
-        return timed
-
-
-class _Watched:
-    """An object of which some methods are timed."""
-
-    def __init__(self, inner: Any, watch: Stopwatch, names: Mapping[str, str]) -> None:
-        self._inner = inner
-        self._watch = watch
-        self._names = names
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        return self._watch.around(self._names[name], found) if name in self._names else found
 
 
 def bench(
@@ -201,8 +162,8 @@ class _Job:
             self.model,
             batch,
             self.criterion,
-            _Watched(self.optimizer, watch, {"step": "optimiser", "zero_grad": "optimiser"}),  # type: ignore[arg-type]
-            _Watched(
+            Watched(self.optimizer, watch, {"step": "optimiser", "zero_grad": "optimiser"}),  # type: ignore[arg-type]
+            Watched(
                 self.accelerator, watch, {"backward": "backward", "clip_grad_norm_": "optimiser"}
             ),
             self.config,
@@ -212,7 +173,7 @@ class _Job:
 
     def decode(self) -> tuple[float, Batch]:
         """Images a second that the loader's workers give, nothing else going on; and a batch."""
-        rate, found = _Rate(), None
+        rate, found = Rate(), None
         for batch in self._batches():
             rate.add(len(batch.images))
             found = batch if len(batch.images) >= MEANINGFUL else found
@@ -240,30 +201,12 @@ class _Job:
 
     def from_disk(self) -> float:
         """Images a second of training as it is."""
-        rate, watch = _Rate(), Stopwatch(self.model.device)
+        rate, watch = Rate(), Stopwatch(self.model.device)
         for batch in self._batches():
             if len(batch.images) >= MEANINGFUL:
                 self._step(batch, watch)
             rate.add(len(batch.images))
         return rate.value
-
-
-class _Rate:
-    """Images a second after the first batch, in which workers start."""
-
-    def __init__(self) -> None:
-        self.value = float("nan")
-        self._images = 0
-        self._began: float | None = None
-
-    def add(self, images: int) -> None:
-        """Note a batch that is there now."""
-        now = time.perf_counter()
-        if self._began is None:
-            self._began = now
-            return
-        self._images += images
-        self.value = self._images / (now - self._began)
 
 
 def _decode_alone(dataset: COCOClipDataset, config: Config) -> float:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG
@@ -18,35 +12,20 @@ from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
-from captune.evaluation.embeddings import ImageEmbeddings, embed_images
-from captune.evaluation.hubness import hubness_corrected
+from captune.evaluation.embeddings import ImageEmbeddings
 from captune.evaluation.intervals import METRICS, QueryHits, paired_bootstrap
 from captune.evaluation.plausible import GroundTruth, plausible_matches, split_of_truth
 from captune.evaluation.protocols import COCO_5K, FULL, Protocol, find_protocol
-from captune.evaluation.retrieval import Hit, caption_embeddings, evaluate_retrieval, search_images
+from captune.evaluation.retrieval import Hit, evaluate_retrieval, search_images
 from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
 from captune.models import weights_digest
 from captune.processes import processes
 from captune.training.checkpoints import BEST
 from captune.training.run import SELECTED, TRAINED
+from captune.workflow.embed import embed, embed_captions
+from captune.workflow.hubness import Querybank, correct_hubness
 from captune.workflow.opening import Opened, OwnTowers, open_model, open_table
-
-# Of more training captions than this, as many at even distances: hubs show in far fewer, and the
-# querybank of all of COCO would not fit small machines.
-MAX_QUERIES = 50_000
-
-
-def embed(opened: Opened, table: CaptionTable) -> ImageEmbeddings:
-    """The table's images, embedded in the precision that the run was validated in."""
-    config = opened.run.config if opened.run else DEFAULT_CONFIG
-    return embed_images(
-        opened.model,
-        table,
-        cache=opened.cache,
-        precision=config.precision,
-        num_workers=config.num_workers,
-    )
 
 
 class Measured(NamedTuple):
@@ -135,11 +114,12 @@ def evaluate(
     """Measure a run (or zero-shot CLIP); a run keeps the object as ``metrics{suffix}.json``, which
     is its best model's: that of another checkpoint is only returned.
 
-    With ``hubness`` it also holds ``hubness_corrected``: see :func:`correct_hubness`. With
-    ``against``, another run or CLIP, it holds what :func:`compare_with` says. With ``truth`` it
-    holds ``plausible``: see :func:`captune.evaluation.plausible.plausible_matches`. Where no split
-    is named, it is the one that the protocol or the ground truth is defined on. Several processes
-    share the photos and captions that are embedded, and all return the result.
+    With ``hubness`` it also holds ``hubness_corrected``: see
+    :func:`captune.workflow.hubness.correct_hubness`. With ``against``, another run or CLIP, it
+    holds what :func:`compare_with` says. With ``truth`` it holds ``plausible``: see
+    :func:`captune.evaluation.plausible.plausible_matches`. Where no split is named, it is the one
+    that the protocol or the ground truth is defined on. Several processes share the photos and
+    captions that are embedded, and all return the result.
 
     Raises:
         CaptuneError: also where hubness is to be corrected without training captions, and where
@@ -176,7 +156,7 @@ def evaluate(
         captions, _ = table.captions_among(embeddings.rows)
         result["plausible"] = plausible_matches(
             embeddings.vectors,
-            _caption_embeddings(opened, table, captions),
+            embed_captions(opened, table, captions),
             table.image_ids[embeddings.rows],
             table.caption_ids[captions],
             truth,
@@ -208,76 +188,6 @@ def difference_of(ours: QueryHits, theirs: QueryHits) -> dict[str, Any]:
     for (direction, key), interval in zip(METRICS, found[:-1], strict=True):
         difference.setdefault(direction, {})[key] = interval.to_dict()
     return {**difference, "rsum": found[-1].to_dict()}
-
-
-@dataclass(frozen=True)
-class Querybank:
-    """Training captions to find hubs with: ``rows`` of ``table``; ``left_out`` were evaluated."""
-
-    table: CaptionTable
-    rows: npt.NDArray[np.int64]
-    left_out: int
-
-    @classmethod
-    def of(cls, opened: Opened, evaluated: CaptionTable) -> Querybank:
-        """The captions that a run was trained on, but for those of images in ``evaluated``.
-
-        Raises:
-            CaptuneError: no run, or no caption remains.
-        """
-        if opened.run is None:
-            raise CaptuneError(
-                f"--hubness corrects with the captions that a run was trained on, and "
-                f"{opened.name} is no run"
-            )
-        if not opened.run.provenance.data:
-            raise CaptuneError(
-                f"--hubness needs the training captions, and {opened.name} does not say where its "
-                "data lies"
-            )
-        if opened.run.provenance.stream:
-            raise CaptuneError(
-                f"--hubness takes its captions from a table, and {opened.name} was trained on a "
-                "stream"
-            )
-        train = opened.run.source().table(opened.run.provenance.train_split)
-        taken = set(evaluated.file_keys())
-        apart = [row for row, key in enumerate(train.file_keys()) if key not in taken]
-        rows, _ = train.captions_among(apart)
-        left_out = train.captions.num_rows - len(rows)
-        if not len(rows):
-            raise CaptuneError(
-                f"--hubness needs training captions of other images than the evaluated ones, and "
-                f"all images of {train.describe()} are evaluated: name another split"
-            )
-        if left_out:
-            say(f"hubness: {left_out:,} training captions left out, their images are evaluated")
-        if len(rows) > MAX_QUERIES:
-            rows = rows[np.linspace(0, len(rows) - 1, MAX_QUERIES).astype(np.int64)]
-        return cls(train, rows, left_out)
-
-
-def correct_hubness(
-    opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings, queries: Querybank
-) -> dict[str, Any]:
-    """What :func:`captune.evaluation.hubness.hubness_corrected` says, and ``queries_left_out``."""
-    captions, owner = table.captions_among(embeddings.rows)
-    corrected = hubness_corrected(
-        embeddings.vectors,
-        _caption_embeddings(opened, table, captions),
-        torch.from_numpy(owner),
-        _caption_embeddings(opened, queries.table, queries.rows),
-    )
-    return {**corrected, "queries_left_out": queries.left_out}
-
-
-def _caption_embeddings(
-    opened: Opened, table: CaptionTable, captions: npt.NDArray[np.int64]
-) -> Tensor:
-    """``(m, D)`` of some caption rows; the bank of all is on disk from training and measuring."""
-    config = opened.run.config if opened.run else DEFAULT_CONFIG
-    bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
-    return caption_embeddings(opened.model, bank, captions)
 
 
 def search(

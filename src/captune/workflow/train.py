@@ -16,7 +16,7 @@ from captune.files import write_json
 from captune.processes import alone, processes
 from captune.training.fit import fit
 from captune.training.run import Provenance, Run
-from captune.workflow.evaluate import embed
+from captune.workflow.embed import embed
 from captune.workflow.opening import OwnTowers, open_model
 from captune.workflow.story import Subject, sample_subject, tell
 

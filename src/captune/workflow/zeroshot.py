@@ -37,7 +37,8 @@ from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.report.classes import ClassPage, Confusion, write_class_page
 from captune.training.checkpoints import BEST
-from captune.workflow.evaluate import embed, said_of_model
+from captune.workflow.embed import embed
+from captune.workflow.evaluate import said_of_model
 from captune.workflow.opening import Opened, OwnTowers, open_model
 
 VERSION = 1

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,18 +23,18 @@ from captune.encoders.image import (
     image_encoder_from_description,
     load_image_encoder,
 )
-from captune.encoders.text import (
-    TextEncoder,
-    freeze,
-    load_named_text_encoder,
-    load_text_encoder,
-    text_description,
-)
+from captune.encoders.text import TextEncoder, load_text_encoder
 from captune.errors import CaptuneError
-from captune.files import read_versioned, replacing, write_json
+from captune.models.frozen_text import FrozenText
+from captune.models.stored import (
+    Stated,
+    read_stated,
+    read_weights,
+    weights_digest,
+    write_stated,
+    write_weights,
+)
 from captune.preprocess import Preprocess
-
-VERSION = 1
 
 
 class CLIPModel(nn.Module):
@@ -78,15 +76,13 @@ class CLIPModel(nn.Module):
             image_encoder = load_image_encoder(name, preprocess=Preprocess())
         elif isinstance(image_encoder, str):
             image_encoder = load_image_encoder(image_encoder)
-        # In a tuple, a text tower that happens to be a Module is not registered as a part.
-        self._text: tuple[TextEncoder | None] = (freeze(text_encoder),)
-        self._text_meta = text_description(text_encoder)
+        self._text = FrozenText.of(text_encoder)
         self._assemble(image_encoder, architecture)
         self.logit_scale.fill_(1 / temperature)
 
     def _assemble(self, image_encoder: ImageEncoder, architecture: Architecture) -> None:
         """Register the trainable parts."""
-        out_dim = int(self._text_meta["dimension"])
+        out_dim = self._text.dimension
         channels = image_encoder.feature_dim
         self.image_encoder = cast(nn.Module, image_encoder)
         self.preprocess = image_encoder.preprocess
@@ -105,7 +101,7 @@ class CLIPModel(nn.Module):
         if self._embedding_dim() != out_dim:
             raise CaptuneError(
                 f"image tower {image_encoder.name} embeds into {self._embedding_dim()} dimensions, "
-                f"text tower {self._text_meta['name']} into {out_dim}: choose towers that match"
+                f"text tower {self._text.name} into {out_dim}: choose towers that match"
             )
         scale = torch.tensor(1.0)
         self.register_buffer("logit_scale", scale)
@@ -174,7 +170,7 @@ class CLIPModel(nn.Module):
     @property
     def dimension(self) -> int:
         """D, of the space that both towers share."""
-        return int(self._text_meta["dimension"])
+        return self._text.dimension
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +186,7 @@ class CLIPModel(nn.Module):
     @property
     def text_fingerprint(self) -> str:
         """The frozen text tower's; known without loading it."""
-        return str(self._text_meta["fingerprint"])
+        return self._text.fingerprint
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -199,24 +195,7 @@ class CLIPModel(nn.Module):
         Raises:
             CaptuneError: it cannot be found, or has other weights than the run was trained with.
         """
-        if self._text[0] is None:
-            name = str(self._text_meta["name"])
-            if self._text_meta.get("kind") != "named":
-                raise CaptuneError(
-                    f"the run's text encoder {name!r} is its author's own code: hand it in with "
-                    "--text-encoder package.module:factory, or from_pretrained(text_encoder=...)"
-                )
-            self._set_text(load_named_text_encoder(name, device=self.device))
-        assert self._text[0] is not None
-        return self._text[0]
-
-    def _set_text(self, encoder: TextEncoder) -> None:
-        if encoder.fingerprint != self._text_meta["fingerprint"]:
-            raise CaptuneError(
-                f"text encoder {encoder.name} is not the one the run was trained with "
-                f"({self._text_meta['name']}): weights, tokenizer, prompt or truncation differ"
-            )
-        self._text = (freeze(encoder),)
+        return self._text.encoder(self.device)
 
     @torch.no_grad()
     def encode_image(
@@ -272,18 +251,14 @@ class CLIPModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights, architecture and preprocessing; the text tower is named, not copied."""
         path = Path(folder)
-        description = cast(ImageEncoder, self.image_encoder).description()
-        stated = {"format_version": VERSION, **self.architecture.to_dict(), "encoder": description}
-        write_json(path / "image_encoder.json", stated)
-        write_json(path / "preprocess.json", self.preprocess.to_dict())
-        write_json(path / "text_encoder.json", {"format_version": VERSION, **self._text_meta})
+        encoder = cast(ImageEncoder, self.image_encoder).description()
+        stated = Stated(self.architecture, encoder, self.preprocess, self._text.description)
+        write_stated(path, stated)
         self.save_weights(path / self.weights_name)
 
     def save_weights(self, path: Path) -> None:
         """Write the weights alone, atomically; :meth:`load_weights` reads them."""
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        with replacing(path) as temporary:
-            save_file(state, temporary, metadata={"format": "pt", "captune": str(VERSION)})
+        write_weights(path, self)
 
     @classmethod
     def from_pretrained(
@@ -305,18 +280,14 @@ class CLIPModel(nn.Module):
             CaptuneError: not such a folder, of another version, or weights that do not fit.
         """
         path = Path(folder)
-        stated = read_versioned(path / "image_encoder.json", what="run", version=VERSION)
-        text = read_versioned(path / "text_encoder.json", what="run", version=VERSION)
-        preprocess = Preprocess.from_dict(
-            read_versioned(path / "preprocess.json", what="run", version=VERSION)
-        )
-        tower = image_encoder or image_encoder_from_description(stated["encoder"], preprocess)
+        stated = read_stated(path)
+        tower = image_encoder or image_encoder_from_description(stated.encoder, stated.preprocess)
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        model._text, model._text_meta = (None,), text
-        model._assemble(tower, Architecture.of(stated))
+        model._text = FrozenText(stated.text)
+        model._assemble(tower, stated.architecture)
         if text_encoder is not None:
-            model._set_text(text_encoder)
+            model._text.hold(text_encoder)
         model.load_weights(weights or path / model.weights_name)
         return model.eval()
 
@@ -326,16 +297,7 @@ class CLIPModel(nn.Module):
         Raises:
             CaptuneError: no such file, or of another architecture.
         """
-        if not path.is_file():
-            raise CaptuneError(f"no weights at {path}: the run has not finished its first epoch")
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.load_state_dict(state)
-        except Exception as error:  # safetensors raises its own type, torch a RuntimeError
-            lines = str(error).splitlines()
-            detail = " ".join(line.strip() for line in lines)[:300]
-            raise CaptuneError(f"{path} does not fit the run's architecture: {detail}") from None
+        read_weights(path, self)
 
     @classmethod
     def from_config(cls, config: Config, *, device: torch.device | str = "cpu") -> CLIPModel:
@@ -374,12 +336,3 @@ class CLIPModel(nn.Module):
             raise CaptuneError(f"{name} is no CLIP checkpoint with both towers, and no run")
         # CLIP's own scale is learnt, clipped at 100, and ends there (paper, section 2.5).
         return cls(load_text_encoder(name), image_encoder=image, temperature=0.01).eval()
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A hash of all parameters and buffers of ``module``."""
-    state = hashlib.blake2b(digest_size=16)
-    for key, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        state.update(key.encode() + flat.numpy().tobytes())
-    return state.hexdigest()

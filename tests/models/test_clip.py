@@ -1,25 +1,20 @@
-"""CLIPModel: what is trained, what is frozen, what is saved, and what it embeds."""
+"""CLIPModel: what is trained, and what it embeds."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from captune.config import DEFAULT_CONFIG
 from captune.encoders.image import TransformersImageEncoder, load_image_encoder
-from captune.encoders.text import load_text_encoder
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from conftest import write_scene
-
-FLAGS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 class StubText:
@@ -29,12 +24,6 @@ class StubText:
 
     def encode(self, texts: list[str]) -> torch.Tensor:
         return torch.nn.functional.normalize(torch.ones(len(texts), 512), dim=-1)
-
-
-@pytest.fixture
-def model(tiny_resnet: Path, tiny_sentence: Path) -> CLIPModel:
-    torch.manual_seed(1)
-    return CLIPModel(str(tiny_sentence), image_encoder=str(tiny_resnet), hidden_dim=24).eval()
 
 
 def trainable(model: torch.nn.Module) -> int:
@@ -56,29 +45,6 @@ def test_the_default_model_has_26_131_008_trainable_parameters() -> None:
     assert trainable(with_norm) == 26_131_008 + 2 * 1024
     assert DEFAULT_CONFIG.image_encoder_name == "microsoft/resnet-50"
     assert DEFAULT_CONFIG.clip_normalisation
-
-
-def test_the_text_tower_is_no_part_of_the_module(model: CLIPModel) -> None:
-    text_parameters = {id(p) for p in model.text_encoder.model.parameters()}  # type: ignore[attr-defined]
-    assert text_parameters and not text_parameters & {id(p) for p in model.parameters()}
-    model.train()
-    assert not model.text_encoder.model.training  # type: ignore[attr-defined]
-    assert not any("text" in key for key in model.state_dict())
-
-
-def test_a_text_tower_that_is_a_module_is_no_part_either(tiny_resnet: Path) -> None:
-    class Tower(torch.nn.Linear):
-        name, dimension, fingerprint = "own", 16, "1"
-
-        def encode(self, texts: list[str]) -> torch.Tensor:
-            return torch.eye(16)[: len(texts)]
-
-    tower = Tower(4, 16)
-    model = CLIPModel(tower, image_encoder=str(tiny_resnet))
-    assert not tower.weight.requires_grad and not tower.training
-    assert all(p is not tower.weight for p in model.parameters())
-    model.train()
-    assert not tower.training
 
 
 def test_images_embed_alike_from_path_picture_and_tensor(model: CLIPModel, tmp_path: Path) -> None:
@@ -130,64 +96,6 @@ def test_encode_text_is_the_frozen_towers(model: CLIPModel) -> None:
         model.encode_text(texts, batch_size=2), model.text_encoder.encode(texts)
     )
     assert model.encode_text("one").shape == (1, 16)
-
-
-@pytest.mark.parametrize(("norm", "attention"), FLAGS)
-def test_save_and_reopen(
-    tiny_resnet: Path, tiny_sentence: Path, tmp_path: Path, norm: bool, attention: bool
-) -> None:
-    model = CLIPModel(
-        str(tiny_sentence),
-        image_encoder=str(tiny_resnet),
-        use_batch_norm=norm,
-        use_attention_pooling=attention,
-        hidden_dim=24,
-        temperature=0.05,
-    ).eval()
-    model.save_pretrained(tmp_path)
-    suffix = ("_bn" if norm else "") + ("_attn" if attention else "")
-    assert (tmp_path / f"best_model{suffix}.safetensors").is_file()
-    reopened = CLIPModel.from_pretrained(tmp_path)
-    pixels = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(reopened.encode_image(pixels), model.encode_image(pixels))
-    torch.testing.assert_close(reopened.encode_text(["a"]), model.encode_text(["a"]))
-    assert float(reopened.logit_scale) == pytest.approx(20.0)
-    assert not reopened.training
-
-
-def test_a_checkpoint_holds_tower_head_and_temperature_only(
-    model: CLIPModel, tmp_path: Path
-) -> None:
-    model.save_pretrained(tmp_path)
-    with safe_open(tmp_path / "best_model.safetensors", framework="pt") as file:
-        rooms = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118
-    assert rooms == {"image_encoder", "head", "logit_scale"}
-    named = json.loads((tmp_path / "text_encoder.json").read_text(encoding="utf-8"))
-    assert named["fingerprint"] == model.text_encoder.fingerprint and named["dimension"] == 16
-
-
-def test_leftover_and_missing_weights_are_refused(model: CLIPModel, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "best_model.safetensors"
-    state = load_file(path)
-    save_file({**state, "surplus.weight": torch.zeros(1)}, path)
-    with pytest.raises(CaptuneError, match=r"surplus\.weight"):
-        CLIPModel.from_pretrained(tmp_path)
-    del state["head.output.bias"]
-    save_file(state, path)
-    with pytest.raises(CaptuneError, match=r"head\.output\.bias"):
-        CLIPModel.from_pretrained(tmp_path)
-    path.write_bytes(b"broken")
-    with pytest.raises(CaptuneError, match=r"best_model\.safetensors"):
-        CLIPModel.from_pretrained(tmp_path)
-
-
-def test_another_text_tower_is_refused(model: CLIPModel, tiny_clip: Path, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    with pytest.raises(CaptuneError, match="is not the one the run was trained with"):
-        CLIPModel.from_pretrained(tmp_path, text_encoder=load_text_encoder(str(tiny_clip)))
 
 
 def test_clips_own_tower_starts_at_zero_shot_clip(tiny_clip: Path, tmp_path: Path) -> None:

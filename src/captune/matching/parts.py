@@ -1,0 +1,98 @@
+"""The pairs of a step in parts, one for each of several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captune.matching.block import Block, matched, mixed
+from captune.matching.duplicates import Likeness
+from captune.matching.pairs import Pairs
+
+
+class PairsPart(NamedTuple):
+    """What one of several processes averages of the pairs of a step: some of its queries.
+
+    The parts of all processes hold each image and each own caption once, so their losses add up to
+    that of all pairs; no part forms the B x C pairs of the whole.
+
+    Attributes:
+        images, caption_images, own: as in :class:`Pairs`, of the whole step.
+        rows: the b images that are queries here, consecutive ones of B.
+        columns: ``(c,) int64``, the own captions that are queries here.
+        to_text: ``(b, C)``, these images against all captions.
+        to_image: ``(c, B)``, these captions against all images.
+        total: adds up a tensor over all parts, without a gradient.
+    """
+
+    images: Tensor
+    caption_images: Tensor
+    own: int
+    rows: slice
+    columns: Tensor
+    to_text: Block
+    to_image: Block
+    total: Callable[[Tensor], Tensor]
+
+
+def match_part(
+    step: tuple[Tensor, Tensor, int],
+    text: Tensor,
+    *,
+    rows: slice,
+    total: Callable[[Tensor], Tensor],
+    mix: tuple[Tensor, Tensor] | None = None,
+    duplicate_threshold: float = 0.0,
+    duplicates: str = "ignore",
+) -> PairsPart:
+    """The part of :func:`~captune.matching.match_pairs`, and of :func:`~captune.matching.mix_pairs`
+    where there is a ``mix``, whose queries are the images ``rows`` and the captions that were
+    written for them.
+
+    Args:
+        step: ``images (B,)``, each there once, ``caption_images (C,)`` and ``own``, all of them; on
+            the host, where choosing rows does not wait for a device.
+        text: ``(C, D)``, as for :func:`match_pairs`; its device is the masks'.
+        rows: consecutive images.
+        total: adds up a tensor over all parts.
+        mix: ``partner (B,)`` and ``weight (B,)`` of :func:`mix_pairs`, on the host.
+    """
+    images, caption_images, own = step
+    device, writers = text.device, caption_images[:own]
+    ids, owners = images.to(device), caption_images.to(device)
+
+    def block(queried: Tensor, candidates: Tensor | slice) -> Block:
+        """The images ``queried`` against some captions; near to them is what is near to theirs."""
+        theirs = torch.isin(writers, images[queried]).nonzero()[:, 0].to(device)
+        alike = Likeness(text[theirs], text[candidates], duplicate_threshold, duplicates)
+        place = queried.to(device)
+        return Block(*matched(ids[place], owners[theirs], owners[candidates], alike))
+
+    every = torch.arange(len(images))
+    mine = every[rows]
+    columns = torch.isin(writers, images[rows]).nonzero()[:, 0].to(device)
+    if mix is None:
+        to_text, to_image = block(mine, slice(None)), block(every, columns)
+    else:
+        partner, weight = mix[0], mix[1].to(device)
+        both = block(torch.cat((mine, partner[rows])), slice(None))
+        one, other = (
+            Block(both.positive[half], both.ignored[half])
+            for half in (slice(len(mine)), slice(len(mine), None))
+        )
+        to_text = mixed(one, other, weight[rows])
+        one, there = block(every, columns), partner.to(device)
+        to_image = mixed(one, Block(one.positive[there], one.ignored[there]), weight)
+    return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total)
+
+
+def whole(pairs: Pairs) -> PairsPart:
+    """``pairs`` as the only part."""
+    to_text = Block(pairs.positive, pairs.ignored, pairs.share)
+    own = slice(pairs.own)
+    to_image = Block(*(None if mask is None else mask[:, own] for mask in to_text)).turned  # type: ignore[arg-type]
+    columns = torch.arange(pairs.own, device=pairs.images.device)
+    return PairsPart(*pairs[:3], slice(None), columns, to_text, to_image, lambda tensor: tensor)
