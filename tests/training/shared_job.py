@@ -7,6 +7,7 @@ processes do together with what one does by itself, in the same process.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -445,6 +446,7 @@ def streamed() -> None:
 def main() -> None:
     os.environ["CAPTUNE_CACHE"] = str(FOLDER / "cache")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(180, exit=True)  # who waits for ever says where
     for name in sys.argv[2:]:
         job = globals().get(name)
         job() if job else kind(name)

@@ -81,7 +81,7 @@ def start(
 def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
     """What each process said, once all have ended as they should."""
     try:
-        found = [process.wait(timeout=200) for process, _ in begun]
+        found = [process.wait(timeout=240) for process, _ in begun]
     finally:
         for process, _ in begun:
             process.kill()
