@@ -53,6 +53,15 @@ FOLDER = Path(sys.argv[1])
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 
 
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """What each process does alone, until all have done it: who went on at once would hold the lock
+    of a cache and wait for one who waits for that lock."""
+    with alone():
+        yield
+    processes().any(False)
+
+
 def config_of(**changes: Any) -> Config:
     """Small towers and batches of seven images, which no number of processes here divides."""
     small: dict[str, Any] = {
@@ -171,7 +180,7 @@ def kind(name: str) -> None:
     config = config_of(**KINDS[name])
     table = table_of("broken" if name == "broken" else "train", 2 if name == "few" else 14)
     made = {"head": name == "head", "table": table, "own": name == "own-loss"}
-    with alone():
+    with by_itself():
         one = steps_of(config, **made)
     together = steps_of(config, **made)
     moved = sum(float(g.norm()) for g in one.gradients if g is not None)
@@ -248,7 +257,7 @@ def stores() -> None:
     made = []
     for name in ("one", "together"):
         cache = FOLDER / f"stores-{here.count}-{name}-{here.rank if name == 'one' else 'all'}"
-        with alone() if name == "one" else contextlib.nullcontext():
+        with by_itself() if name == "one" else contextlib.nullcontext():
             bank = CaptionBank.build(table.texts(), model.text_encoder, cache=cache)
             kept = {"mirrored": True, "cache": cache, "num_workers": 0}
             made.append((bank, FeatureStore.build(table, model, **kept)))  # type: ignore[arg-type]
@@ -288,7 +297,7 @@ def whole() -> None:
     world = processes().count
     embeddings_module.BATCH = 3
     config = config_of(soup=2, keep_epochs=True, log_with="tensorboard")
-    with alone():
+    with by_itself():
         one = fitted(f"one-{world}-{processes().rank}-{os.environ['RANK']}", config)
     together = fitted(f"together-{world}", config)
     assert_same_run(one, together)
@@ -298,7 +307,7 @@ def whole() -> None:
         list((one.folder / "logs").rglob("events.*"))
     )
     assert fitted(f"together-{world}", config).is_complete  # and nothing is trained again
-    with alone():
+    with by_itself():
         model = together.load_model()
         wanted = embed_images(model, table_of(), num_workers=0)
     found = embed_images(model, table_of(), num_workers=0)
@@ -313,7 +322,7 @@ def stopped() -> None:
     here = processes()
     last = here.rank == here.count - 1
     config = config_of()
-    with alone():
+    with by_itself():
         one = fitted(f"undisturbed-{here.count}-{os.environ['RANK']}", config)
     for step in (1, 4, 2):  # in stage 1, then in stage 2, counted from where it went on
         act = partial(os.kill, os.getpid(), signal.SIGTERM) if last else lambda: None
@@ -365,7 +374,7 @@ def killed() -> None:
 
 def resumed() -> None:
     """Three processes go on with what two began, one with what three did."""
-    with alone():
+    with by_itself():
         one = fitted(f"undisturbed-{os.environ['RANK']}", config_of())
     act = partial(os.kill, os.getpid(), signal.SIGINT) if processes().main else lambda: None
     try:
@@ -421,7 +430,7 @@ def streamed() -> None:
     together = Steps(model(), seen, criterion, config)
     images = torch.cat([batch.images for batch in seen.whole]).tolist()
     assert len(images) == len(set(images)) == 6 * seen.steps and len(stream) - len(images) < 6
-    with alone():
+    with by_itself():
         again = Again(loader)
         again.whole = seen.whole
         one = Steps(model(), again, make_criterion(config, 16), config)
