@@ -220,6 +220,8 @@ def test_groups_hubs_and_duplicates_are_told(report: Report, tmp_path: Path) -> 
     assert "2 captions stand with more than one picture" in words and "“a dog” (3) …" in words
     assert "1 pair of pictures is nearly the same" in words and "0.991" in words
     assert report.analysis is not None
+    one = dataclasses.replace(report.analysis, shared_count=1)
+    assert "1 caption stands with more than one" in page(report, tmp_path, analysis=one).words
     bare = dataclasses.replace(report.analysis, shared=[], shared_count=0, twins=[], twin_count=0)
     words = page(report, tmp_path, analysis=bare).words
     assert "No caption stands with more than one picture" in words

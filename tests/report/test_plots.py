@@ -99,6 +99,16 @@ def test_the_title_of_the_curves_is_the_given_one() -> None:
     assert training_curves(HISTORY, "recipe plain").get_suptitle() == "recipe plain"
 
 
+def test_a_long_title_stays_inside_of_the_curves() -> None:
+    title = "recipe best · " + " ".join(f"some_key_{number}=0.25" for number in range(20))
+    figure = training_curves(HISTORY, title)
+    figure.draw_without_rendering()
+    assert figure._suptitle is not None
+    box = figure._suptitle.get_window_extent()
+    assert 0 < box.x0 < box.x1 < figure.bbox.width
+    assert figure.get_suptitle().split() == title.split()
+
+
 def test_each_query_has_a_band_with_its_words_and_its_pictures(hits: Any) -> None:
     answers = [QueryAnswer("red on black", hits(3)), QueryAnswer("blue", hits(2))]
     figure = retrieval_sheet(answers, "top pictures")

@@ -67,7 +67,8 @@ def training_curves(history: Sequence[dict[str, Any]], title: str = "") -> Figur
         # Long enough to tell dashes from a line.
         axes.legend(fontsize=8, frameon=False, handlelength=3.5)
         open_axes(axes)
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    # A config may differ from its recipe in many values: the line would leave the picture.
+    figure.suptitle(textwrap.fill(title, 110), fontsize=10, parse_math=False)
     return figure
 
 
