@@ -102,7 +102,8 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
     ],
 )
 def test_several_processes_do_what_one_does(world: int, jobs: list[str], folder: Path) -> None:
-    finish(start(world, folder, *jobs))
+    said = finish(start(world, folder, *jobs))
+    assert [words.count(": done") for words in said] == [len(jobs)] * world
 
 
 @pytest.fixture
@@ -140,7 +141,8 @@ def test_two_nodes_are_one_process(folder: Path, two_nodes: list[tuple[str, str]
         ("ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={cable}")
         for name, cable in two_nodes
     ]
-    finish(start(2, folder, "best", "broken", within=within, address="10.213.0.1"))
+    said = finish(start(2, folder, "best", "broken", within=within, address="10.213.0.1"))
+    assert all("best: done" in words and "broken: done" in words for words in said)
 
 
 def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:
