@@ -31,25 +31,12 @@ HERE = Path(__file__).parent
 VALIDATION = 500
 
 
-def anonymous_bytes(process: psutil.Process) -> int:
-    """Pss_Anon of one process."""
-    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
-    return 1024 * int(rollup.split("Pss_Anon:")[1].split()[0])
-
-
 class PeakAnonymous(PeakMemory):
     """The largest anonymous memory of this process and its children, sampled."""
 
-    def _watch(self) -> None:
-        own = psutil.Process()
-        while not self._over.wait(self._seconds):
-            total = 0
-            for process in (own, *own.children(recursive=True)):
-                try:
-                    total += anonymous_bytes(process)
-                except (psutil.NoSuchProcess, OSError, IndexError):
-                    continue  # it ended meanwhile
-            self.bytes = max(self.bytes, total)
+    def _bytes_of(self, process: psutil.Process) -> int:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        return 1024 * int(rollup.split("Pss_Anon:")[1].split()[0])
 
 
 def write_data(folder: Path, images: int) -> None:

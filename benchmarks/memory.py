@@ -90,10 +90,14 @@ class PeakMemory:
             total = 0
             for process in (own, *own.children(recursive=True)):
                 try:
-                    total += process.memory_full_info().pss
-                except psutil.NoSuchProcess:
-                    continue
+                    total += self._bytes_of(process)
+                except (psutil.NoSuchProcess, OSError, IndexError):
+                    continue  # it ended meanwhile
             self.bytes = max(self.bytes, total)
+
+    def _bytes_of(self, process: psutil.Process) -> int:
+        """What counts of one process: its share of all memory that it uses."""
+        return int(process.memory_full_info().pss)
 
 
 def write_coco(

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from record import processor_seconds
 
 from captune import Config, fit, open_source
 from captune.data.table import CaptionTable
@@ -145,12 +145,6 @@ def measure(
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "split": tables[1].describe(),
     }
-
-
-def processor_seconds() -> float:
-    """Of this process and of the workers that have ended."""
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> tuple[Config, Any]:
