@@ -4,25 +4,40 @@
 memory, then training as it is, photos decoded by the loader's processes. The figure is the median
 of the shares. The processor's time says nothing here: what counts is whether the step waits.
 
+Photos are taken again from the first on where DATA has too few; with `--pack` they are first packed
+(`captune data pack`).
+
 Writes benchmarks/results/endtoend.json and prints it.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import heading, keep, median
+import torch
+from record import device_name, heading, keep, median
+from standins import copies
 
 from captune.config import Config, parse_value
-from captune.workflow.bench import bench
+from captune.download.pack import pack
+from captune.workflow.bench import WARM_UP, bench
 
 
-def measure(data: str, values: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
+def measure(
+    data: str, values: dict[str, Any], steps: int, repeats: int, packed: bool = False
+) -> dict[str, Any]:
     """The share of each repeat, and what they were made of."""
-    config = Config.from_mapping(values)
-    found = [bench(data, config=config, steps=steps) for _ in range(repeats)]
+    config = Config.from_mapping({"train_split": "train", **values})
+    with tempfile.TemporaryDirectory() as scratch:
+        images = config.batch_size * (steps + WARM_UP)
+        folder = copies(data, Path(scratch) / "photos", images)
+        if packed:
+            pack(folder, Path(scratch) / "pack", splits=["train"])
+            folder = Path(scratch) / "pack"
+        found = [bench(str(folder), config=config, steps=steps) for _ in range(repeats)]
     speeds = [one["images_per_second"] for one in found]
     return {
         "towers": config.towers,
@@ -30,6 +45,8 @@ def measure(data: str, values: dict[str, Any], steps: int, repeats: int) -> dict
         "precision": found[0]["precision"],
         "workers": found[0]["workers"],
         "photo": found[0]["photo"],
+        "packed": packed,
+        "device": device_name(torch.device(found[0]["device"])),
         "steps of a repeat": steps,
         "share of the speed from memory": median([one["share_of_ceiling"] for one in found]),
         "shares": [round(one["share_of_ceiling"], 4) for one in found],
@@ -45,6 +62,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pack", action="store_true", help="pack the photos first")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result")
     parser.add_argument("values", nargs="*", metavar="key=value", help="further config values")
     arguments = parser.parse_args()
@@ -52,8 +70,9 @@ def main() -> None:
     for word in arguments.values:
         key, _, value = word.partition("=")
         values[key] = parse_value(key, value)
-    result = heading("Pillow") | measure(arguments.data, values, arguments.steps, arguments.repeats)
-    keep("endtoend", result, arguments.out)
+    found = measure(arguments.data, values, arguments.steps, arguments.repeats, arguments.pack)
+    name = "endtoend" if found["device"] == "cpu" else "endtoend-gpu"
+    keep(name, heading("Pillow") | found, arguments.out)
 
 
 if __name__ == "__main__":

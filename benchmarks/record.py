@@ -106,6 +106,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def device_name(device: torch.device) -> str:
+    """``cpu``, or what the card is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Of captune, Python, torch and ``packages``."""
     found = {"captune": __version__, "Python": platform.python_version()}

@@ -1,18 +1,22 @@
-"""Towers with random weights or none, for benchmarks that no network or weights shall decide.
+"""Stand-ins for benchmarks that no network, weights or number of photos shall decide.
 
-They are named to captune as factories: `image_encoder=standins:small text_encoder=standins:text`.
+Towers with random weights or none are named to captune as factories: `image_encoder=standins:small
+text_encoder=standins:text`.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel
 
+from captune import open_source
 from captune.encoders.image import TransformersImageEncoder
 from captune.preprocess import Preprocess
 
@@ -47,3 +51,24 @@ def small() -> TransformersImageEncoder:
     return TransformersImageEncoder(
         ResNetModel(config), name="small", preprocess=Preprocess(image_size=32)
     )
+
+
+def copies(data: str | Path, folder: Path, images: int) -> Path:
+    """``images`` training photos with captions, as a COCO folder: those of ``data``, taken again
+    from the first on, by symbolic links, until there are enough."""
+    table = open_source(data).table("train")
+    photos = folder / "train2014"
+    photos.mkdir(parents=True)
+    listed, captions = [], []
+    for number in range(images):
+        photo = table.path(number % len(table))
+        name = f"{number:012d}{photo.suffix}"
+        (photos / name).symlink_to(photo.resolve())
+        listed.append({"id": number, "file_name": name})
+        for row in table.captions_of(number % len(table)):
+            caption = {"id": len(captions), "image_id": number, "caption": table.caption(int(row))}
+            captions.append(caption)
+    path = folder / "annotations" / "captions_train2014.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"images": listed, "annotations": captions}), encoding="utf-8")
+    return folder

@@ -3,9 +3,14 @@
 The plain loop: fp32, NCHW, photos decoded whole and resized by Pillow, one caption for each, AdamW
 as it comes, the loss read at every step. captune's: `train_epoch` with the recipe `plain`, which
 trains the same thing (the same photos, captions, order, crops and rate) in the machine's precision.
-Both start from the same random weights and decode in the process itself, so that the processor's
-time is all of it. Captions come from a bank in either, of random vectors. Ways take turns; a ratio
-is of two turns of one repeat; each turn goes on from the weights of the one before.
+Both start from the same random weights; captions come from a bank in either, of random vectors.
+Ways take turns; a ratio is of two turns of one repeat; each turn goes on from the weights of the
+one before.
+
+On a CPU both decode in the process itself, so that the processor's time is all of it. With
+`--workers N` both have N processes that decode, and with `--from-memory` batches that were decoded
+before; on a GPU one of these, or decoding is all that is measured. Photos are taken again from the
+first on where DATA has too few.
 
 Writes benchmarks/results/steps.json and prints it.
 """
@@ -15,55 +20,74 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import heading, in_turns, keep, summary
-from standins import RandomText
+from record import device_name, heading, in_turns, keep, summary
+from standins import RandomText, copies
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import ResNetConfig, ResNetModel
 
 from captune import CLIPModel, InfoNCELoss, open_source
 from captune.bank import CaptionBank
 from captune.config import Config
-from captune.data.dataset import COCOClipDataset, draw_caption, draw_generator
+from captune.data.dataset import COCOClipDataset, DrawKey, draw_caption, draw_generator
 from captune.data.pixels import load_image, resize_and_crop
 from captune.data.table import CaptionTable
 from captune.encoders.image import TransformersImageEncoder
 from captune.preprocess import Preprocess
-from captune.training.loader import make_loader
+from captune.training.loader import Batch, BatchLoader, make_loader
 from captune.training.steps import make_accelerator, train_epoch
 
 
-class Plain:
-    """The loop that one writes first."""
+class PlainPhotos(Dataset[tuple[Tensor, int]]):
+    """Photos decoded whole and resized, and the row of a caption."""
 
-    def __init__(self, model: CLIPModel, table: CaptionTable, bank: CaptionBank, config: Config):
-        self.model = model.to(memory_format=torch.contiguous_format).train()
+    def __init__(self, table: CaptionTable, size: int) -> None:
+        self.table, self.size = table, size
+
+    def __getitem__(self, key: DrawKey) -> tuple[Tensor, int]:
+        image = load_image(self.table.path(key.image))
+        row = draw_caption(self.table, key.image, draw_generator(self.table, key))
+        return torch.from_numpy(resize_and_crop(image, self.size)), row
+
+
+class Plain:
+    """The loop that one writes first, over the batches that captune draws, too."""
+
+    def __init__(self, model: CLIPModel, ours: Captune, held: bool):
+        config = ours.config
+        self.model = model.to(ours.model.device, memory_format=torch.contiguous_format).train()
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.keys = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
-        self.order = make_loader(self.keys, bank, config)._keys
-        self.table, self.bank = table, bank
+        table, size = ours.loader.table, model.preprocess.image_size
+        loader = make_loader(COCOClipDataset(table=table, image_size=size), ours.bank, config)
+        self.order, self.bank = loader._keys, ours.bank
+        self.photos: Any = DataLoader(
+            PlainPhotos(table, size),
+            batch_sampler=self.order,
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
+        )
+        if held:
+            self.order.begin(0)
+            self.photos = list(self.photos)
         self.losses: list[float] = []
 
     def epoch(self, number: int) -> None:
-        """The batches that captune draws, too."""
-        size = self.model.preprocess.image_size
+        """All its steps; the losses are kept one by one."""
         self.order.begin(number)
-        for keys in self.order:
-            photos, rows = [], []
-            for key in keys:
-                image = load_image(self.table.path(key.image))
-                photos.append(torch.from_numpy(resize_and_crop(image, size)))
-                rows.append(draw_caption(self.table, key.image, draw_generator(self.table, key)))
-            self.losses.append(self.step(torch.stack(photos), self.bank.lookup(rows)))
+        for pixels, rows in self.photos:
+            self.losses.append(self.step(pixels, self.bank.lookup(rows)))
 
     def step(self, pixels: Tensor, text: Tensor) -> float:
         """One step; its loss."""
         model = self.model
+        pixels, text = pixels.to(model.device), text.to(model.device)
         inputs = (pixels.float() / 255 - model.mean) / model.std
         image = model.project_image(model.image_encoder(inputs).pooled)
         loss = InfoNCELoss()(image, text)
@@ -74,14 +98,29 @@ class Plain:
         return loss.item()
 
 
+class Held:
+    """A loader's first epoch, kept in memory and given again for each other one."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self.table, self.bank, self.steps = loader.table, loader.bank, loader.steps
+        self.kept = list(loader.batches(0))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        return iter(self.kept[start:])
+
+
 class Captune:
     """`train_epoch`, as training calls it."""
 
-    def __init__(self, model: CLIPModel, table: CaptionTable, bank: CaptionBank, config: Config):
-        self.model, self.config = model, config
-        dataset = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
-        self.loader = make_loader(dataset, bank, config)
+    def __init__(
+        self, model: CLIPModel, table: CaptionTable, bank: CaptionBank, config: Config, held: bool
+    ):
+        self.config, self.bank = config, bank
         self.accelerator = make_accelerator(config)
+        self.model = model.to(self.accelerator.device)
+        dataset = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
+        loader = make_loader(dataset, bank, config)
+        self.loader: Any = Held(loader) if held else loader
         self.optimizer = self.accelerator.prepare_optimizer(
             torch.optim.AdamW(
                 model.parameters(),
@@ -126,31 +165,23 @@ def resnet50(layers: tuple[int, ...], image_size: int) -> CLIPModel:
 
 
 def measure(
-    data: Path, batch_size: int, steps: int, repeats: int, *, precision: str = "auto", **model: Any
+    data: Path, steps: int, repeats: int, *, held: bool, values: dict[str, Any], **model: Any
 ) -> dict[str, Any]:
-    """Epochs of ``steps`` steps in turns, after one of each that is not counted."""
-    config = Config.from_mapping(
-        {
-            "recipe": "plain",
-            "batch_size": batch_size,
-            "num_workers": 0,
-            "precision": precision,
-            "log_with": "none",
-            "device": "cpu",
-        }
-    )
-    table = open_source(data).table("train")
-    table = table.take_images(range(min(len(table), batch_size * steps)))
+    """Epochs of ``steps`` steps in turns, after one of each that is not counted.
+
+    ``held``: batches lie in memory; ``values`` of the config; ``model``: see :func:`resnet50`.
+    """
+    config = Config.from_mapping({"recipe": "plain", "log_with": "none", **values})
     ours = resnet50(**model)
     other = copy.deepcopy(ours)
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = copies(data, Path(scratch) / "photos", config.batch_size * steps)
+        table = open_source(folder).table("train")
         bank = CaptionBank.build(
-            table.texts(), ours.text_encoder, cache=Path(cache), progress=False
+            table.texts(), ours.text_encoder, cache=Path(scratch), progress=False
         )
-        plain, captune = (
-            Plain(other, table, bank, config),
-            Captune(ours, table, bank, config),
-        )
+        captune = Captune(ours, table, bank, config, held)
+        plain = Plain(other, captune, held)
         numbers = {id(way): iter(range(repeats + 1)) for way in (plain, captune)}
         ways = {
             name: lambda way=way: way.epoch(next(numbers[id(way)]))
@@ -162,7 +193,10 @@ def measure(
     pairs = zip(*curves.values(), strict=True)
     return {
         "images": len(table),
-        "batch_size": batch_size,
+        "batch_size": config.batch_size,
+        "image_size": captune.model.preprocess.image_size,
+        "photos": "in memory" if held else f"decoded by {config.num_workers} processes, 0: here",
+        "device": device_name(captune.model.device),
         "steps of a turn": captune.loader.steps,
         "precision": captune.accelerator.mixed_precision,
         "ways": summary(taken),
@@ -181,19 +215,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode photos")
+    parser.add_argument("--from-memory", action="store_true", help="decode before measuring")
     parser.add_argument("--layers", type=int, nargs=4, default=(3, 4, 6, 3))
     parser.add_argument("--out", type=Path, default=None, help="folder of the result")
     arguments = parser.parse_args()
     result = heading("transformers", "accelerate")
     result |= measure(
         arguments.data,
-        arguments.batch_size,
         arguments.steps,
         arguments.repeats,
+        held=arguments.from_memory,
+        values={
+            "batch_size": arguments.batch_size,
+            "num_workers": arguments.workers,
+            "device": arguments.device,
+        },
         layers=tuple(arguments.layers),
         image_size=arguments.image_size,
     )
-    keep("steps", result, arguments.out)
+    keep("steps" if result["device"] == "cpu" else "steps-gpu", result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captune import device
+from captune import device, open_source
 from captune.encoders.text import SentenceEncoder
 from captune.training import steps as steps_module
 
@@ -68,27 +68,40 @@ def test_the_bank_is_compared_with_a_plain_loop(script: Script, tiny_sentence: P
     assert set(found["ways"]) == {"plain loop", "bank"}
 
 
-def test_both_loops_train_the_same(script: Script, coco: Path) -> None:
+@pytest.mark.parametrize(("held", "workers"), [(False, 0), (False, 1), (True, 0)])
+def test_both_loops_train_the_same(script: Script, coco: Path, held: bool, workers: int) -> None:
     """In fp32 they differ by rounding alone: same photos, captions, order and weights.
 
     AdamW divides small gradients by themselves, so that rounding grows from step to step.
     """
     steps = script("steps")
+    values = {"batch_size": 8, "num_workers": workers, "precision": "fp32", "device": "cpu"}
     size = {"layers": (1, 1, 1, 1), "image_size": 32}
-    found = steps.measure(coco, batch_size=8, steps=3, repeats=1, precision="fp32", **size)
+    found = steps.measure(coco, steps=3, repeats=1, held=held, values=values, **size)
     plain, own = found["losses"].values()
     assert len(set(plain)) == 6 and plain == pytest.approx(own, abs=0.03)
     assert plain[:2] == pytest.approx(own[:2], abs=1e-3)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_training_from_photos_is_compared_with_memory(
-    script: Script, coco: Path, tiny_resnet: Path, tiny_sentence: Path
+    script: Script, coco: Path, tiny_resnet: Path, tiny_sentence: Path, packed: bool
 ) -> None:
     towers = {"image_encoder": str(tiny_resnet), "text_encoder": str(tiny_sentence)}
     values = {**towers, "batch_size": 4, "num_workers": 0, "image_size": 32}
-    found = script("endtoend").measure(str(coco), values, steps=2, repeats=2)
+    found = script("endtoend").measure(str(coco), values, steps=2, repeats=2, packed=packed)
     assert len(found["shares"]) == 2 and found["batch_size"] == 4
     assert min(found["shares"]) <= found["share of the speed from memory"] <= max(found["shares"])
+
+
+def test_photos_are_taken_again_where_there_are_too_few(
+    script: Script, coco: Path, tmp_path: Path
+) -> None:
+    table = open_source(script("standins").copies(coco, tmp_path / "many", 30)).table("train")
+    own = open_source(coco).table("train")
+    assert len(own) == 24 and len(table) == 30
+    pairs = [(table.path(row), own.path(row % 24)) for row in (0, 23, 24, 29)]
+    assert all(copy.read_bytes() == photo.read_bytes() for copy, photo in pairs)
 
 
 def test_growth_trains_as_the_command_does(
