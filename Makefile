@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-gpu check format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/captune demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a machine with a CUDA card; the card's own torch must be in .venv.
+test-gpu: $(INSTALLED)
+	CAPTUNE_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/training/test_cuda.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 # captune is imported by the fixtures, after these words are set.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests compare with values made on the CPU; those of test_cuda.py are for a card (make test-gpu).
+ON_A_CARD = os.environ.get("CAPTUNE_TEST_DEVICE") == "cuda"
+if not ON_A_CARD:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
+collect_ignore = [] if ON_A_CARD else ["training/test_cuda.py"]
 
 COLOURS = {
     "red": (200, 30, 30),

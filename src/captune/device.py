@@ -12,6 +12,7 @@ import sys
 import psutil
 import torch
 
+MOST_WORKERS = 16  # each holds two batches and a Python of its own
 MEMORY_TO_SPARE = 20e9  # bytes; a free Colab has 12 GB, and needs them
 
 
@@ -66,10 +67,15 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def loader_workers(requested: int) -> int:
     """Processes that decode images: as asked for, else one core is left to the training step.
 
-    Several training processes on a machine divide its cores among them.
+    Several training processes on a machine divide its cores among them. What counts is the cores
+    that this process may use: a batch system often gives it a part of the machine's.
     """
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return requested if requested >= 0 else max(1, min(8, cores - 1))
+    if requested >= 0:
+        return requested
+    own = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = len(own(0)) if own is not None else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, min(MOST_WORKERS, cores - 1))
 
 
 def ignore_interrupt(worker: int) -> None:
@@ -101,6 +107,22 @@ def keep_freed_memory(device: torch.device) -> None:
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 1 << 28)):
         mallopt(option, value)
+
+
+@functools.cache
+def compute_repeatably(device: torch.device) -> None:
+    """Let a CUDA card choose kernels that give the same numbers each time; once for the process.
+
+    Its fastest gradients of convolutions add up in whatever order they come, so that a seed would
+    not give the same weights twice, nor a resumed run those of one that was never stopped. Where
+    an operation has no such kernel it is done anyway. On the CPU all of them have.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may choose anew
+    torch.backends.cudnn.benchmark = False  # chooses by the clock
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard that costs a pass each
 
 
 def give_back_freed_memory() -> None:

@@ -17,7 +17,12 @@ from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
 from captune.data.augment import colour_factors, jitter_colours
-from captune.device import best_device, choose_precision, keep_freed_memory
+from captune.device import (
+    best_device,
+    choose_precision,
+    compute_repeatably,
+    keep_freed_memory,
+)
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.losses import Criterion
@@ -38,6 +43,7 @@ def make_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate, with the device and precision that ``config`` asks for."""
     device = best_device(config.device)
     keep_freed_memory(device)
+    compute_repeatably(device)
     precision = choose_precision(config.precision, device)
     # Its state is one for the process; without this a second run could not change precision. Under
     # a launcher the process group is part of it and stays.
@@ -197,7 +203,7 @@ def train_epoch(
     if config.freeze_batch_norm:
         freeze_batch_norm(model.image_encoder)
     if isinstance(criterion, nn.Module):
-        criterion.train()
+        criterion.to(accelerator.device).train()
     loader = with_bank(train_loader, model)
     progress = progress or EpochProgress(epoch)
     bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")

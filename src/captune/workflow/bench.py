@@ -34,6 +34,7 @@ from captune.workflow.stopwatch import Rate, Stopwatch, Watched
 VERSION = 1
 WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
 MEANINGFUL = 2  # images: one alone has nothing to be told apart from
+TAKEN_APART = 3  # steps of which each part is timed
 DECODED = 64  # photos that one process decodes
 ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
 PARTS = ("copy", "forward and loss", "backward", "optimiser")
@@ -155,7 +156,7 @@ class _Job:
         """As in training, from the pixels' way to the device to the new weights."""
         began = watch.now()
         epoch, device = self.config.head_epochs, self.model.device
-        batch = batch._replace(inputs=batch.inputs.to(device))
+        batch = batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
         watch.seconds["copy"] += watch.now() - began
         batch = coloured(batch, self.stage.train_loader, epoch, self.config, device)
         train_step(
@@ -173,40 +174,50 @@ class _Job:
 
     def decode(self) -> tuple[float, Batch]:
         """Images a second that the loader's workers give, nothing else going on; and a batch."""
-        rate, found = Rate(), None
+        rate, found = Rate(torch.device("cpu")), None
         for batch in self._batches():
             rate.add(len(batch.images))
             found = batch if len(batch.images) >= MEANINGFUL else found
         if found is None:
             raise CaptuneError("no batch of at least two readable images: nothing to measure")
-        return rate.value, found
+        return rate.value(), found
 
     def from_memory(self, batch: Batch, steps: int) -> tuple[dict[str, float], float, float]:
-        """Seconds of each part of a step, images a second of it, and of forward alone."""
+        """Seconds of each part of a step, images a second of it, and of forward alone.
+
+        A card is waited for between the parts, but not where the speed is measured: in training
+        it is given the next step while it computes this one.
+        """
+        device, freely = self.model.device, Stopwatch(self.model.device, waits=False)
         for _ in range(WARM_UP):
-            self._step(batch, Stopwatch(self.model.device))
-        watch = Stopwatch(self.model.device)
-        for _ in range(steps):
+            self._step(batch, freely)
+        rate = Rate(device)
+        for _ in range(steps + 1):  # the first one starts the clock
+            self._step(batch, freely)
+            rate.add(len(batch.images))
+        speed = rate.value()
+        watch = Stopwatch(device)
+        counted = min(steps, TAKEN_APART)
+        for _ in range(counted):
             self._step(batch, watch)
-        seconds = {name: total / steps for name, total in watch.seconds.items()}
-        whole = seconds.pop("whole")
-        seconds["forward and loss"] = whole - sum(seconds.values())
-        forward = Stopwatch(self.model.device)
-        with torch.no_grad(), autocast(self.model.device, self.precision):
-            inputs = batch.inputs.to(self.model.device)
-            for _ in range(steps):
+        seconds = {name: total / counted for name, total in watch.seconds.items()}
+        seconds["forward and loss"] = seconds.pop("whole") - sum(seconds.values())
+        forward = Stopwatch(device)
+        with torch.no_grad(), autocast(device, self.precision):
+            inputs = batch.inputs.to(device)
+            for _ in range(counted):
                 forward.around("forward", self.model.pooled_features)(inputs)
-        features = len(batch.images) * steps / forward.seconds["forward"]
-        return {name: seconds[name] for name in PARTS}, len(batch.images) / whole, features
+        features = len(batch.images) * counted / forward.seconds["forward"]
+        return {name: seconds[name] for name in PARTS}, speed, features
 
     def from_disk(self) -> float:
         """Images a second of training as it is."""
-        rate, watch = Rate(), Stopwatch(self.model.device)
+        rate, freely = Rate(self.model.device), Stopwatch(self.model.device, waits=False)
         for batch in self._batches():
             if len(batch.images) >= MEANINGFUL:
-                self._step(batch, watch)
+                self._step(batch, freely)
             rate.add(len(batch.images))
-        return rate.value
+        return rate.value()
 
 
 def _decode_alone(dataset: COCOClipDataset, config: Config) -> float:

@@ -13,15 +13,20 @@ import torch
 
 @dataclass
 class Stopwatch:
-    """Adds up the seconds of named calls; the device is waited for before and after each."""
+    """Adds up the seconds of named calls; the device is waited for before and after each.
+
+    With ``waits=False`` it is not, so that steps follow one another as in training: what the
+    seconds of a call then say is when it returned.
+    """
 
     device: torch.device
+    waits: bool = True
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def now(self) -> float:
         """The clock, when all that the device was given is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.waits:
+            wait_for(self.device)
         return time.perf_counter()
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,18 +55,33 @@ class Watched:
 
 
 class Rate:
-    """Images a second after the first batch, in which workers start."""
+    """Images a second after the first batch, in which workers start.
 
-    def __init__(self) -> None:
-        self.value = float("nan")
+    The device is waited for at the first batch and at the end alone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._images = 0
         self._began: float | None = None
 
     def add(self, images: int) -> None:
-        """Note a batch that is there now."""
-        now = time.perf_counter()
+        """Note a batch whose work is given to the device."""
         if self._began is None:
-            self._began = now
+            wait_for(self._device)
+            self._began = time.perf_counter()
             return
         self._images += images
-        self.value = self._images / (now - self._began)
+
+    def value(self) -> float:
+        """Until now; not a number where there was one batch at most."""
+        wait_for(self._device)
+        if self._began is None or self._images == 0:
+            return float("nan")
+        return self._images / (time.perf_counter() - self._began)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that ``device`` was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
