@@ -1,4 +1,4 @@
-"""What each part of the recipes is worth: benchmarks/quality.py DATA [--part head|whole|demo].
+"""What each part of the recipes is worth: benchmarks/quality.py DATA [--part head|whole|demo|full].
 
 Each part is added to or taken from `best` or `best-adapter`, alone, and trained with the same
 seeds; figures are rsum on the validation split (on which each run also chose its best epoch, alike
@@ -6,7 +6,8 @@ for all). Differences are paired by seed, their 95 % intervals are Student's t o
 
 Of `whole`, parts that change stage 2 alone go on from one stage 1 for each seed, that of
 "stage 1 only", and their time is that of stage 2. Time is the processor's, workers included, for
-other work on the machine moves it less.
+other work on the machine moves it less. `full` is whole trainings at full size, some of them on
+larger towers: an hour and more each on a CPU.
 
 Results lie in benchmarks/results/quality-PART.json, which is brought up to date after each run:
 stopped, the same command goes on, and --again measures all anew. Prints the table of
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from record import processor_seconds
+from record import device_name, processor_seconds
 
 from captune import Config, fit, open_source
 from captune.data.table import CaptionTable
@@ -102,6 +103,27 @@ STAGE_2_KEYS = {
     *("freeze_batch_norm", "crop_scale", "colour_jitter", "rand_augment", "train_size_share"),
     *("mixup", "mix_photos", "progressive_resizing", "soup"),
 }
+# Full size; `best-adapter` unless said otherwise.
+FULL_PARTS: dict[str, Mapping[str, Any]] = {
+    "Lite0, best-adapter": {},
+    "Lite0, best": {"recipe": "best"},
+    "Lite0, plain": {"recipe": "plain"},
+    "Lite1, best-adapter": {"towers": "minilm-lite1"},
+    "Lite2, best-adapter": {"towers": "minilm-lite2"},
+    "Lite2, 20 epochs": {"towers": "minilm-lite2", "num_epochs": 20},
+    "Lite2, 20 epochs, 288 pixels": {
+        "towers": "minilm-lite2",
+        "num_epochs": 20,
+        "image_size": 288,
+    },
+    "Lite2, 20 epochs, 288 pixels, hard negatives": {
+        "towers": "minilm-lite2",
+        "num_epochs": 20,
+        "image_size": 288,
+        "hard_negatives": 5.0,
+        "bank_negatives": 8192,
+    },
+}
 # The demo's scenes (captune data demo scenes), at equal time: plain takes as many passes as fit.
 PLAIN = {"recipe": "plain", **demo_config(recipe="plain").differences()}
 DEMO_PARTS: dict[str, Mapping[str, Any]] = {
@@ -113,6 +135,7 @@ PARTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]] = {
     "head": (HEAD, HEAD_PARTS),
     "whole": (WHOLE, WHOLE_PARTS),
     "demo": ({}, DEMO_PARTS),
+    "full": ({"recipe": "best-adapter"}, FULL_PARTS),
 }
 
 
@@ -140,11 +163,19 @@ def measure(
         "seconds": time.perf_counter() - began,
         "processor_seconds": processor_seconds() - used,
         "config": config.differences(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{choose_precision(config.precision, best_device(config.device))}",
+        "machine": _machine(config),
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "split": tables[1].describe(),
     }
+
+
+def _machine(config: Config) -> str:
+    """What computed, and in which arithmetic."""
+    device = best_device(config.device)
+    what = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type != "cpu":
+        what = device_name(device)
+    return f"{what}, {choose_precision(config.precision, device)}"
 
 
 def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> tuple[Config, Any]:

@@ -122,7 +122,8 @@ def compute_repeatably(device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may choose anew
     torch.backends.cudnn.benchmark = False  # chooses by the clock
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard that costs a pass each
+    # A guard that costs a pass each.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def give_back_freed_memory() -> None:
