@@ -140,21 +140,3 @@ def test_a_bank_of_other_captions_is_refused(
 ) -> None:
     with pytest.raises(CaptuneError, match="40 captions, the dataset 120"):
         make_loader(dataset_of(tables[0]), bank_of(tables[1], model), config)
-
-
-def test_fp16_and_bf16_are_chosen_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    from captune import device as hardware
-
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
-        assert hardware.choose_precision("auto", cuda) == expected
-    for able, expected in (
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({"avx512_f": True}, "fp32"),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda a=able: a, raising=False)
-        assert hardware.choose_precision("auto", cpu) == expected
-    assert hardware.choose_precision("auto", torch.device("mps")) == "fp32"
-    assert hardware.choose_precision("fp16", cpu) == "fp16"
