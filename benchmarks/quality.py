@@ -116,7 +116,7 @@ FULL_PARTS: dict[str, Mapping[str, Any]] = {
         "num_epochs": 20,
         "image_size": 288,
     },
-    "Lite2, 20 epochs, 288 pixels, hard negatives": {
+    "Lite2, 20 epochs, hard negatives, 288 pixels": {
         "towers": "minilm-lite2",
         "num_epochs": 20,
         "image_size": 288,
