@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,8 +52,50 @@ def vectors(texts: Sequence[str]) -> Tensor:
     return F.normalize(torch.stack(rows), dim=-1)
 
 
+def slow_distinct(captions: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Distinct captions in order of first appearance, and each one's row, by a loop."""
+    distinct: list[str] = []
+    for caption in captions:
+        if caption not in distinct:
+            distinct.append(caption)
+    return distinct, [distinct.index(caption) for caption in captions]
+
+
 def folder_of(cache: Path) -> Path:
     return next(path for path in cache.iterdir() if path.is_dir())
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.integers(0, 9))
+def test_distinct_captions_stand_in_order_of_appearance(captions: list[str], at: int) -> None:
+    expected, rows = slow_distinct(captions)
+    chunks = [pa.array(part, pa.string()) for part in (captions[:at], captions[at:])]
+    for given_as in (captions, pa.chunked_array(chunks)):
+        distinct, found = bank_module._distinct(given_as)
+        assert (distinct.to_pylist(), found.tolist()) == (expected, rows)
+
+
+def test_the_fingerprint_is_of_each_distinct_caption_and_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bank_module, "HASHED_AT_ONCE", 7)
+    encoder, captions = CountingEncoder(), ["é", "", "\0", "a b", "é", *map(str, range(20)), ""]
+    expected, rows = slow_distinct(captions)
+    made_by = [bank_module.VERSION, "counting", "", "v1", 8, "fp32", "float16"]
+    state = hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16)
+    for text in expected:
+        state.update(text.encode("utf-8") + b"\0")
+    state.update(np.array(rows, dtype="<i8").tobytes())
+    found = bank_module._fingerprint(encoder, "fp32", *bank_module._distinct(captions))
+    assert found == state.hexdigest()
+
+
+def test_a_column_and_a_list_have_the_same_bank(tmp_path: Path) -> None:
+    encoder = CountingEncoder()
+    of_list = CaptionBank.build(CAPTIONS, encoder, cache=tmp_path)
+    embedded = len(encoder.texts)
+    of_column = CaptionBank.build(pa.chunked_array([CAPTIONS]), encoder, cache=tmp_path)
+    assert len(encoder.texts) == embedded  # from disk
+    assert torch.equal(of_list.all(), of_column.all())
 
 
 def test_lookup_equals_embedding_each_caption_alone(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +25,7 @@ from captune.rowfile import Halves, RowFile, Rows
 
 VERSION = 1
 BATCH = 128
+HASHED_AT_ONCE = 65_536  # captions that are Python strings
 COUNTED_AT_ONCE = 10_000
 
 
@@ -61,7 +64,7 @@ class CaptionBank:
     @classmethod
     def build(
         cls,
-        captions: Sequence[str],
+        captions: Sequence[str] | pa.ChunkedArray,
         encoder: TextEncoder,
         *,
         cache: Path | None = None,
@@ -74,7 +77,7 @@ class CaptionBank:
         interrupted build goes on where it was, and only a whole bank can be opened.
 
         Args:
-            captions: M strings.
+            captions: M strings; a column of them is never all Python strings at once.
             encoder: the frozen text tower.
             cache: folder of banks; default ``$CAPTUNE_CACHE/banks``.
             precision: ``auto`` computes in bf16 where that is native.
@@ -83,7 +86,7 @@ class CaptionBank:
         Raises:
             CaptuneError: no captions, or the encoder gives wrong shapes or NaN.
         """
-        if not captions:
+        if not len(captions):
             raise CaptuneError("a caption bank needs at least one caption")
         device = torch.device(getattr(encoder, "device", "cpu"))
         keep_freed_memory(device)
@@ -133,7 +136,7 @@ class CaptionBank:
         shape = (stated["distinct"], stated["dimension"])
         embeddings = RowFile(folder, "embeddings", shape, fingerprint).open("caption bank")
         try:
-            rows = np.load(folder / "rows.npy", allow_pickle=False)
+            rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise CaptuneError(f"the caption bank in {folder} is damaged ({error})") from None
         if len(rows) != stated["captions"]:
@@ -147,7 +150,7 @@ class _EmbeddingJob:
     def __init__(
         self,
         encoder: TextEncoder,
-        distinct: list[str],
+        distinct: pa.LargeStringArray,
         device: torch.device,
         precision: str,
         progress: bool,
@@ -166,7 +169,7 @@ class _EmbeddingJob:
         file = RowFile(folder, "embeddings", (len(self.distinct), self.encoder.dimension), begun)
         file.fill(
             order,
-            lambda rows: self._embed([self.distinct[row] for row in rows]),
+            lambda rows: self._embed(self.distinct.take(pa.array(rows)).to_pylist()),
             batch=BATCH,
             words="embedding captions",
             unit="caption",
@@ -178,7 +181,7 @@ class _EmbeddingJob:
         padding, least where the encoder tells how many tokens it makes of a text."""
         count = getattr(self.encoder, "token_counts", None)
         if count is None:
-            return np.argsort([-len(text) for text in self.distinct], kind="stable")
+            return np.argsort(-pc.utf8_length(self.distinct).to_numpy(), kind="stable")
         counts: list[int] = []
         bar = tqdm(
             total=len(self.distinct),
@@ -189,7 +192,7 @@ class _EmbeddingJob:
         )
         with bar:
             for start in range(0, len(self.distinct), COUNTED_AT_ONCE):
-                counts += count(self.distinct[start : start + COUNTED_AT_ONCE])
+                counts += count(self.distinct.slice(start, COUNTED_AT_ONCE).to_pylist())
                 bar.update(len(counts) - bar.n)
         return np.argsort(-np.asarray(counts), kind="stable")
 
@@ -207,14 +210,22 @@ class _EmbeddingJob:
         return halves
 
 
-def _distinct(captions: Sequence[str]) -> tuple[list[str], Rows]:
+def _distinct(captions: Sequence[str] | pa.ChunkedArray) -> tuple[pa.LargeStringArray, Rows]:
     """The distinct captions in order of first appearance, and each caption's row in them."""
-    row_of: dict[str, int] = {}
-    rows = np.fromiter((row_of.setdefault(c, len(row_of)) for c in captions), dtype=np.int64)
-    return list(row_of), rows
+    if not isinstance(captions, pa.ChunkedArray):
+        captions = pa.chunked_array([pa.array(captions, pa.large_string())])
+    # All chunks have the same dictionary. Large: of 2 GB of captions, too.
+    coded = captions.cast(pa.large_string()).dictionary_encode()
+    distinct = coded.chunk(0).dictionary
+    rows = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks]).astype(np.int64)
+    del coded
+    pa.default_memory_pool().release_unused()  # what the captions were looked up in
+    return distinct, rows
 
 
-def _fingerprint(encoder: TextEncoder, precision: str, distinct: list[str], rows: Rows) -> str:
+def _fingerprint(
+    encoder: TextEncoder, precision: str, distinct: pa.LargeStringArray, rows: Rows
+) -> str:
     """Encoder name and revision, its own fingerprint, arithmetic, captions and their order."""
     made_by = [
         VERSION,
@@ -226,7 +237,8 @@ def _fingerprint(encoder: TextEncoder, precision: str, distinct: list[str], rows
         "float16",
     ]
     state = hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16)
-    for text in distinct:
-        state.update(text.encode("utf-8") + b"\0")
+    for start in range(0, len(distinct), HASHED_AT_ONCE):
+        texts = distinct.slice(start, HASHED_AT_ONCE).to_pylist()
+        state.update("".join(f"{text}\0" for text in texts).encode("utf-8"))
     state.update(rows.astype("<i8").tobytes())
     return state.hexdigest()

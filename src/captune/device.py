@@ -10,6 +10,7 @@ import signal
 import sys
 
 import psutil
+import pyarrow as pa
 import torch
 
 MOST_WORKERS = 16  # each holds two batches and a Python of its own
@@ -127,7 +128,11 @@ def compute_repeatably(device: torch.device) -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Undo what :func:`keep_freed_memory` and torch's own cache hold, where memory ran out."""
+    """What the C library, torch's cache and Arrow's pool hold for later: the system gets it.
+
+    Where memory ran out, this undoes :func:`keep_freed_memory`.
+    """
+    pa.default_memory_pool().release_unused()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform.startswith("linux"):

@@ -248,14 +248,17 @@ class _FeatureJob:
 
     def _decode(self, first: int) -> Iterator[_Decoded]:
         dataset = COCOClipDataset(table=self.table, image_size=self.backbone.preprocess.image_size)
-        keys = [DrawKey(row, 0, 0) for row in range(first, len(self.table))]
+        images = len(self.table)
         apart = BATCH * processes().count  # the batches between are other processes'
-        batches = [keys[start : start + BATCH] for start in range(0, len(keys), apart)]
-        workers = self.workers if len(batches) > 2 else 0  # a few are not worth a process
+        starts = range(first, images, apart)
+        workers = self.workers if len(starts) > 2 else 0  # a few are not worth a process
         return iter(
             DataLoader(
                 SkippingDataset(dataset),
-                batch_sampler=batches,
+                batch_sampler=(
+                    [DrawKey(row, 0, 0) for row in range(start, min(start + BATCH, images))]
+                    for start in starts
+                ),
                 num_workers=workers,
                 collate_fn=_collate,
                 worker_init_fn=ignore_interrupt,

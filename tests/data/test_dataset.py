@@ -57,6 +57,11 @@ def test_workers_change_no_draw(coco: Path, workers: int) -> None:
     assert draws(shared) == alone
 
 
+def test_captions_are_grouped_before_loader_processes_start(coco: Path) -> None:
+    dataset = COCOClipDataset(split="train", dataset_dir=coco, image_size=16)
+    assert "_grouped" in vars(dataset.table)  # else each process would do it, and hold its own
+
+
 def test_draws_belong_to_the_image_not_to_its_row(coco: Path) -> None:
     whole = COCOClipDataset(split="train", dataset_dir=coco, image_size=16, augment=True)
     part = COCOClipDataset(table=whole.table.take_images([9, 2]), image_size=16, augment=True)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from captune.console import say, some
+from captune.data.annotations import read_annotations
+from captune.data.mapped import mapped
 from captune.data.table import CaptionTable, file_key, files_present
 from captune.errors import CaptuneError, nearest
-from captune.files import read_json
 
 KARPATHY = ("karpathy-train", "karpathy-val", "karpathy-test")
-
-ImageRow = tuple[int, str, Path]
-CaptionRow = tuple[int, str, int]
 
 
 def karpathy_ids() -> dict[str, npt.NDArray[np.int32]]:
@@ -79,8 +77,7 @@ class CocoSource:
         if "val" not in self._own:
             return False
         ids = karpathy_ids()
-        images, _ = self._read("val")
-        have = {file_key(name) for _, name, _ in images}
+        have = set(self._read("val").file_keys())
         return all(_val_name(i) in have for key in ("val", "test") for i in ids[key])
 
     def table(self, split: str) -> CaptionTable:
@@ -96,77 +93,81 @@ class CocoSource:
                 f"no split {split!r} in {self.folder} (no {wanted}){nearest(split, self.splits)}"
             )
         if split == "karpathy-train":
-            images, captions = self._karpathy_train()
+            found = self._karpathy_train()
         elif split in KARPATHY:
-            images, captions = self._karpathy_held_out(split.removeprefix("karpathy-"))
+            found = self._karpathy_held_out(split.removeprefix("karpathy-"))
         else:
-            images, captions = self._read(split)
-        return CaptionTable.build(images, captions, name=self.name, split=split)
+            found = self._read(split)
+        return CaptionTable.from_columns(found.images, found.captions, self.name, split)
 
-    def _read(self, split: str) -> tuple[list[ImageRow], list[CaptionRow]]:
-        """One annotation file; images whose files are absent are left out, and counted aloud."""
+    def _read(self, split: str) -> CaptionTable:
+        """One annotation file as it is; images whose files are absent are left out, and counted
+        aloud."""
         if split in self._cache:
             return self._cache[split]
         path = self.folder / "annotations" / f"captions_{split}2014.json"
-        content = read_json(path, what="annotation file")
-        for key in ("images", "annotations"):
-            if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise CaptuneError(f"{path} has no list {key!r}: it is not a COCO captions file")
         folder = self.folder / f"{split}2014"
-        images, captions = _parse(path, folder, content)
-        there = files_present([str(path) for _, _, path in images])
-        absent = [name for (_, name, _), found in zip(images, there, strict=True) if not found]
-        if len(absent) == len(images):
+        found = CaptionTable(*read_annotations(path, folder), self.name, split)
+        there = np.array(files_present(found.images["path"].to_pylist()))
+        absent = [found.file_name(int(row)) for row in np.flatnonzero(~there)]
+        if len(absent) == len(found):
             raise CaptuneError(
-                f"none of the {len(images):,} images of {path.name} lies in {folder} "
+                f"none of the {len(found):,} images of {path.name} lies in {folder} "
                 f"(looked for {some(absent, 1)})"
             )
         if absent:
-            say(f"{self.name} {split}: {len(absent):,} of {len(images):,} images are not there")
-            images, captions = _without(set(absent), images, captions)
-        self._cache[split] = (images, captions)
-        return images, captions
+            say(f"{self.name} {split}: {len(absent):,} of {len(found):,} images are not there")
+            found = _without(set(absent), found)
+        self._cache[split] = CaptionTable(
+            mapped(found.images), mapped(found.captions), self.name, split
+        )
+        return self._cache[split]
 
     @cached_property
-    def _cache(self) -> dict[str, tuple[list[ImageRow], list[CaptionRow]]]:
+    def _cache(self) -> dict[str, CaptionTable]:
         return {}
 
-    def _karpathy_train(self) -> tuple[list[ImageRow], list[CaptionRow]]:
+    def _karpathy_train(self) -> CaptionTable:
         """train2014 and what the held-out splits leave of val2014: 113,287 images."""
-        images, captions = self._read("train")
+        train, val = self._read("train"), self._read("val")
         ids = karpathy_ids()
         held_out = {_val_name(i) for key in ("val", "test") for i in ids[key]}
-        val_images, val_captions = self._read("val")
-        self._refuse_incomplete("karpathy-train", held_out, val_images)
-        names = {name for _, name, _ in val_images if file_key(name) in held_out}
-        rest, rest_captions = _without(names, val_images, val_captions)
-        offset = len(images)
-        moved = [(i, text, row + offset) for i, text, row in rest_captions]
-        return images + rest, captions + moved
+        self._refuse_incomplete("karpathy-train", held_out, val)
+        names = val.images["file_name"].to_pylist()
+        rest = _without({name for name in names if file_key(name) in held_out}, val)
+        place = rest.captions.schema.get_field_index("image")
+        moved = rest.captions.set_column(
+            place, "image", pa.array(rest.image_of_caption + len(train))
+        )
+        return CaptionTable(
+            pa.concat_tables([train.images, rest.images]),
+            pa.concat_tables([train.captions, moved]),
+            self.name,
+            "karpathy-train",
+        )
 
-    def _karpathy_held_out(self, part: str) -> tuple[list[ImageRow], list[CaptionRow]]:
+    def _karpathy_held_out(self, part: str) -> CaptionTable:
         """The 5,000 images of ``val`` or ``test``, in the published order; all must be there."""
         ids = karpathy_ids()
         names = [_val_name(i) for i in ids[part]]
-        images, captions = self._read("val")
-        self._refuse_incomplete(f"karpathy-{part}", set(names), images)
-        row_of_name = {file_key(name): row for row, (_, name, _) in enumerate(images)}
-        rows = [row_of_name[name] for name in names]
-        place = {row: i for i, row in enumerate(rows)}
-        chosen = [(i, text, place[row]) for i, text, row in captions if row in place]
-        if part == "test":
-            by_id = {caption[0]: caption for caption in chosen}
-            missing = [str(i) for i in ids["test_captions"] if int(i) not in by_id]
-            if missing:
-                raise CaptuneError(
-                    f"karpathy-test needs 25,000 captions of COCO 2014; {self.folder} lacks "
-                    f"{len(missing):,} (ids {some(missing)})"
-                )
-            chosen = [by_id[int(i)] for i in ids["test_captions"]]
-        return [images[row] for row in rows], chosen
+        val = self._read("val")
+        self._refuse_incomplete(f"karpathy-{part}", set(names), val)
+        row_of_name = {key: row for row, key in enumerate(val.file_keys())}
+        chosen = val.take_images([row_of_name[name] for name in names])
+        if part != "test":
+            return chosen
+        place = {int(i): row for row, i in enumerate(chosen.caption_ids)}
+        missing = [str(i) for i in ids["test_captions"] if int(i) not in place]
+        if missing:
+            raise CaptuneError(
+                f"karpathy-test needs 25,000 captions of COCO 2014; {self.folder} lacks "
+                f"{len(missing):,} (ids {some(missing)})"
+            )
+        scored = pa.array([place[int(i)] for i in ids["test_captions"]])
+        return CaptionTable(chosen.images, chosen.captions.take(scored), self.name, chosen.split)
 
-    def _refuse_incomplete(self, split: str, names: set[str], images: list[ImageRow]) -> None:
-        missing = sorted(names - {file_key(name) for _, name, _ in images})
+    def _refuse_incomplete(self, split: str, names: set[str], have: CaptionTable) -> None:
+        missing = sorted(names - set(have.file_keys()))
         if missing:
             raise CaptuneError(
                 f"{split} needs all of COCO's val2014; {self.folder} lacks {len(missing):,} of "
@@ -178,40 +179,7 @@ def _val_name(image_id: int) -> str:
     return f"COCO_val2014_{image_id:012d}.jpg"
 
 
-def _parse(
-    path: Path, folder: Path, content: dict[str, Any]
-) -> tuple[list[ImageRow], list[CaptionRow]]:
-    """Rows from the JSON of one annotation file."""
-    try:
-        images = [
-            (int(entry["id"]), str(entry["file_name"]), folder / str(entry["file_name"]))
-            for entry in content["images"]
-        ]
-        row_of_id = {image_id: row for row, (image_id, _, _) in enumerate(images)}
-        captions = []
-        for entry in content["annotations"]:
-            row = row_of_id.get(int(entry["image_id"]))
-            if row is None:
-                raise CaptuneError(
-                    f"{path}: caption {entry['id']} belongs to image {entry['image_id']}, "
-                    "which its 'images' does not list"
-                )
-            captions.append((int(entry["id"]), str(entry["caption"]), row))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CaptuneError(f"{path} is not a COCO captions file: {error!r} in an entry") from None
-    if len(row_of_id) < len(images):
-        raise CaptuneError(f"{path} lists {len(images) - len(row_of_id)} image ids twice")
-    if not captions:
-        raise CaptuneError(f"{path} holds no captions")
-    return images, captions
-
-
-def _without(
-    names: Iterable[str], images: list[ImageRow], captions: list[CaptionRow]
-) -> tuple[list[ImageRow], list[CaptionRow]]:
+def _without(names: Collection[str], table: CaptionTable) -> CaptionTable:
     """Images and captions less those of the named files, rows renumbered."""
-    dropped = set(names)
-    kept = [row for row, image in enumerate(images) if image[1] not in dropped]
-    new_row = {row: i for i, row in enumerate(kept)}
-    moved = [(i, text, new_row[row]) for i, text, row in captions if row in new_row]
-    return [images[row] for row in kept], moved
+    kept = [name not in names for name in table.images["file_name"].to_pylist()]
+    return table.take_images(np.flatnonzero(kept))

@@ -86,6 +86,7 @@ class COCOClipDataset(Dataset[Sample]):
         if table is None:
             table = open_source(find_dataset_dir(dataset_dir), options).table(split)
         self.table = table
+        table.captions_of(0)  # groups the captions here, once for all loader processes
         self.image_size = image_size
         self.augment = (
             augment if isinstance(augment, Augmentation) else Augmentation() if augment else None

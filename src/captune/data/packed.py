@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captune.data.mapped import mapped
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError, nearest
 from captune.files import read_versioned, replacing, write_json
@@ -187,14 +188,13 @@ class PackedSource:
         if not pc.all(own).as_py():  # a pack of somebody else's shall name no other file
             raise damaged(self.folder / self.manifest.tables[split][0].file)
         paths = pc.binary_join_element_wise(str(self.folder), images["path"], "/")
-        return CaptionTable(
-            images.set_column(place, "path", paths), captions, name=self.name, split=split
-        )
+        images = mapped(images.set_column(place, "path", paths))
+        return CaptionTable(images, captions, name=self.name, split=split)
 
     def _read(self, file: PackedFile) -> pa.Table:
         path = self.folder / file.file
         try:
-            with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
                 table = reader.read_all()
             table.validate(full=True)
             return table

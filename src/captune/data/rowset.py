@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from captune.data.mapped import mapped
 from captune.data.table import Rows
 
 CHUNK = 65_536  # captions that are Python strings at a time
@@ -57,7 +58,7 @@ class RowSet:
             _whole(image_of_row),
             list(splits),
             _whole(split_of_row),
-            pa.chunked_array(chunks),
+            mapped(pa.table({"caption": pa.chunked_array(chunks)}))["caption"],
             _whole(row_of_caption),
         )
 

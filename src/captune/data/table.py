@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captune.console import say, some
+from captune.data.mapped import mapped
 from captune.data.shards import photo_file
 from captune.errors import CaptuneError
 
@@ -82,13 +83,16 @@ class CaptionTable:
         Raises:
             CaptuneError: nothing remains.
         """
-        return cls.from_columns(_image_columns(images), _caption_columns(captions), name, split)
+        return cls.from_columns(image_columns(images), caption_columns(captions), name, split)
 
     @classmethod
     def from_columns(
         cls, images: pa.Table, captions: pa.Table, name: str, split: str
     ) -> CaptionTable:
         """From columns as the attributes have them; what is dropped is as for :meth:`build`.
+
+        What is more than a little lies in the cache and is mapped
+        (:func:`captune.data.mapped.mapped`).
 
         Raises:
             CaptuneError: nothing remains.
@@ -106,7 +110,7 @@ class CaptionTable:
             bare = [table.file_name(int(row)) for row in np.flatnonzero(~captioned)]
             say(f"{name} {split}: {len(bare)} images without a caption left out: {some(bare)}")
             table = table.take_images(np.flatnonzero(captioned))
-        return table
+        return cls(mapped(table.images), mapped(table.captions), name, split)
 
     def __len__(self) -> int:
         return int(self.images.num_rows)
@@ -228,7 +232,8 @@ class CaptionTable:
         )
 
 
-def _image_columns(rows: Iterable[tuple[int, str, Path]]) -> pa.Table:
+def image_columns(rows: Iterable[tuple[int, str, Path]]) -> pa.Table:
+    """``images`` of a table, from ``(image_id, file_name, path)``."""
     listed = list(rows)
     columns: dict[str, Any] = {
         "image_id": pa.array([row[0] for row in listed], pa.int64()),
@@ -238,7 +243,8 @@ def _image_columns(rows: Iterable[tuple[int, str, Path]]) -> pa.Table:
     return pa.table(columns)
 
 
-def _caption_columns(rows: Iterable[tuple[int, str, int]]) -> pa.Table:
+def caption_columns(rows: Iterable[tuple[int, str, int]]) -> pa.Table:
+    """``captions`` of a table, from ``(caption_id, caption, image row)``; captions stripped."""
     listed = list(rows)
     columns: dict[str, Any] = {
         "caption_id": pa.array([row[0] for row in listed], pa.int64()),

@@ -158,7 +158,7 @@ class Plan:
         encoder, precision = self.model.text_encoder, self.config.precision
         if isinstance(table, StreamTable):
             return StreamBank.build(table, encoder, precision=precision)
-        return CaptionBank.build(table.texts(), encoder, precision=precision)
+        return CaptionBank.build(table.captions["caption"], encoder, precision=precision)
 
     def __len__(self) -> int:
         return len(self._numbers())

@@ -12,6 +12,7 @@ from captune.console import say
 from captune.data.sources import Source, open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
+from captune.device import give_back_freed_memory
 from captune.files import write_json
 from captune.processes import alone, processes
 from captune.training.fit import fit
@@ -84,6 +85,7 @@ def train_and_tell(
     """Train, then tell: ``subject`` is what the page is about, default the validation split."""
     train_table = source.table(provenance.train_split)
     val_table = source.table(provenance.val_split)
+    give_back_freed_memory()  # of parsing: all loader processes would start with it
     _warn_of_shared_images(train_table, val_table)
     run = fit(
         train_table,
