@@ -133,6 +133,11 @@ class Config(Mapping[str, Any]):
     chunk_size: int = _key(
         0, "images that go through the backbone at once in stage 2; 0 = the whole batch", low=0
     )
+    compile_backbone: str = _key(
+        "auto",
+        "torch.compile in stage 2; auto = on CUDA, where steps timed with it are faster",
+        choices=("auto", "on", "off"),
+    )
     num_workers: int = _key(-1, "processes that decode images; -1 = by the machine", low=-1)
     save_steps: int = _key(200, "steps between resume states inside an epoch", low=1)
     log_with: str = _key("tensorboard", "logger", choices=("tensorboard", "wandb", "none"))

@@ -316,3 +316,21 @@ def test_a_tower_with_one_side_only_is_told_apart_before_training(
     plan = Plan(CLIPModel.from_config(own), *tables, own)
     with pytest.raises(CaptuneError, match="takes 32-pixel photos only, not 48"):
         plan.stage_of(own.head_epochs)
+
+
+def test_steps_alike_end_where_another_layer_or_a_larger_crop_comes_in(
+    tables: Tables, best: Config
+) -> None:
+    """Three steps an epoch; stage 2 has the epochs 2 to 9."""
+    config = best.replace(num_epochs=8)
+    for changes, expected in (
+        ({}, [24, 21, 18, 15, 12, 9, 6, 3]),
+        ({"unfreeze_epochs": 2}, [3, 21, 18, 15, 12, 9, 6, 3]),
+        # Of four layers, numbers 4 (none), 3, 2, 2, 2, 1, 0, 0 are the first to train.
+        ({"unfreeze_epochs": 8}, [3, 3, 9, 6, 3, 3, 6, 3]),
+        # Sides of 32, 48, 48, then 64.
+        ({"progressive_resizing": True, "image_size": 64}, [3, 6, 3, 15, 12, 9, 6, 3]),
+    ):
+        stage = planned(tables, config.replace(**changes))[0].stage_of(2)
+        found = [stage.steps_alike(epoch) for epoch in range(2, 10)]
+        assert found == expected, changes

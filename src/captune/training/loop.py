@@ -19,6 +19,7 @@ from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.average import MovingAverage
 from captune.training.checkpoint import TrainingParts, load_state, read_progress, save_state
+from captune.training.compiling import BackboneCompiler, backbone_compiler
 from captune.training.criteria import make_criterion, temperature_of
 from captune.training.keeping import Keeper
 from captune.training.memory import validate_within
@@ -27,7 +28,7 @@ from captune.training.progress import EpochMeter, EpochProgress
 from captune.training.run import Run
 from captune.training.schedule import finished, planned_epochs, warmup_cosine
 from captune.training.sharing import copy_from_main
-from captune.training.stages import Plan, Stage
+from captune.training.stages import WHOLE, Plan, Stage
 from captune.training.steps import STEPS_BETWEEN_READINGS, make_accelerator, train_epoch
 from captune.training.stop import StopRequest, TrainingStopped
 from captune.training.stream_loader import position_in_stream
@@ -75,6 +76,7 @@ class TrainingLoop:
         self.stop = StopRequest()
         self.stage: Stage
         self.parts: TrainingParts
+        self.compiler: BackboneCompiler | None
 
     def _align(self) -> None:
         """The main process's weights and draws, in all: what they share starts from the same."""
@@ -101,6 +103,9 @@ class TrainingLoop:
             self.accelerator,
             self.average.model if self.average else None,
         )
+        self.compiler = None
+        if stage.number == WHOLE:
+            self.compiler = backbone_compiler(self.model, config, self.accelerator.device)
         for line in stage_lines(stage, self.parts, several=len(self.plan) > 1):
             say(line)
 
@@ -191,6 +196,8 @@ class TrainingLoop:
         """Train and validate once; the row of the history."""
         self.stage.prepare(self.criterion if self.made else None, progress.epoch)
         progress.layout = getattr(self.stage.train_loader, "layout", "")
+        if self.compiler is not None:
+            self.compiler.begin(self.stage.steps_alike(progress.epoch) - progress.step)
         trained = train_epoch(
             self.model,
             self.stage.train_loader,
@@ -202,6 +209,7 @@ class TrainingLoop:
             accelerator=self.accelerator,
             progress=progress,
             on_step=self._after_step,
+            compiler=self.compiler,
         )
         config = self.run.config
         if progress.chunk_size:  # what did not fit then may not fit here
@@ -215,6 +223,7 @@ class TrainingLoop:
             "temperature": temperature_of(self.model, self.criterion),
             **trained,
             "seconds": progress.seconds,
+            "compiled_steps": progress.compiled_steps,
             "unreadable_images": len(self.stage.train_loader.unreadable),
             **{("val_loss" if key == "loss" else key): v for key, v in validated.items()},
         }

@@ -39,13 +39,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
+class StepAgainError(Exception):
+    """A step failed in a way that is switched off by now: done again from where it began, it will
+    not fail so."""
+
+
 class StepMemory:
     """Runs the steps of an epoch with as large chunks as fit.
 
     A step that runs out of memory is undone (its gradients, the draws of torch's generators, what a
     BatchNorm and the loss remember) and done again with half the chunk: the gradients are those of
     the whole batch, as :mod:`captune.training.chunks` says. The weights and the optimiser's state
-    are as they were, for neither changes before the gradients are whole.
+    are as they were, for neither changes before the gradients are whole. A step that raises
+    :class:`StepAgainError` is undone and done again in the same way, with the chunk it had.
 
     Args:
         model, criterion, optimizer, accelerator: of the step.
@@ -87,15 +93,20 @@ class StepMemory:
         """
         while True:
             self._stepping = False
+            said: str | None = None
             draws, remembered = Draws.now(self._model.device), self._remembered()
             try:
                 return step(self.config)
+            except StepAgainError as failed:
+                if self._stepping and failed.__cause__ is not None:  # weights may have changed
+                    raise failed.__cause__ from None
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 said = (str(error) or type(error).__name__).splitlines()[0]
             # Out here: while the error is alive, its traceback holds the step's tensors.
-            self.config = self._smaller(batch, said)
+            if said is not None:
+                self.config = self._smaller(batch, said)
             self._optimizer.zero_grad(set_to_none=True)
             self._model.zero_grad(set_to_none=True)
             for buffer, before in remembered:

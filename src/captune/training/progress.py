@@ -16,6 +16,7 @@ class EpochProgress:
 
     ``step`` counts batches handed out, so it is also the position in the epoch's order.
     ``chunk_size``: what a step came down to that did not fit the memory; 0: the config's.
+    ``compiled_steps``: how many were done with the backbone compiled.
     ``layout``: how many processes and loader workers share a stream; empty for a table, whose
     order knows of neither.
     """
@@ -28,6 +29,7 @@ class EpochProgress:
     seconds: float = 0.0
     chunk_size: int = 0
     layout: str = ""
+    compiled_steps: int = 0
 
     def summary(self) -> dict[str, float]:
         """Mean loss, in-batch accuracy in percent (both ways) and images a second."""

@@ -26,7 +26,16 @@ VERSION = 1
 
 # How a run is computed and what is kept of it, not what: these may change when it is resumed.
 MACHINE_KEYS = frozenset(
-    {"device", "precision", "chunk_size", "num_workers", "save_steps", "log_with", "keep_epochs"}
+    {
+        "device",
+        "precision",
+        "chunk_size",
+        "compile_backbone",
+        "num_workers",
+        "save_steps",
+        "log_with",
+        "keep_epochs",
+    }
 )
 
 # What says which run a folder holds; one without the other is the scrap of a start cut short.

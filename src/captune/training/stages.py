@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -121,12 +122,24 @@ class Stage:
             criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
         if self.number == HEAD:
             return
-        wanted = self.config.unfreeze_epochs
-        share = min(1.0, (epoch - self.first + 1) / wanted) if wanted else 1.0
-        first_open = round(len(self.layers) * (1 - share))
+        first_open = self._first_open(epoch)
         for place, layer in enumerate(self.layers):
             for parameter in layer:
                 parameter.requires_grad_(place >= first_open)
+
+    def _first_open(self, epoch: int) -> int:
+        """The place of the first layer that trains in ``epoch`` of stage 2."""
+        wanted = self.config.unfreeze_epochs
+        share = min(1.0, (epoch - self.first + 1) / wanted) if wanted else 1.0
+        return round(len(self.layers) * (1 - share))
+
+    def steps_alike(self, epoch: int) -> int:
+        """Steps of stage 2 from the start of ``epoch`` on that train the same layers on crops of
+        the same side; an early stop may make them fewer."""
+        side = self.train_loader.side
+        forms = [(side(e), self._first_open(e)) for e in range(epoch, self.last)]
+        alike = sum(1 for _ in takewhile(lambda form: form == forms[0], forms))
+        return alike * int(self.train_loader.steps)
 
 
 class Plan:

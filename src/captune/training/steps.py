@@ -30,6 +30,7 @@ from captune.matching import Pairs, PairsPart, match_pairs, match_part, mix_pair
 from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.chunks import embed
+from captune.training.compiling import BackboneCompiler
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.memory import StepMemory
 from captune.training.mixing import Mix, step_mix
@@ -172,6 +173,7 @@ def train_epoch(
     accelerator: Accelerator | None = None,
     progress: EpochProgress | None = None,
     on_step: Callable[[EpochMeter], None] | None = None,
+    compiler: BackboneCompiler | None = None,
 ) -> dict[str, float]:
     """Train for one epoch.
 
@@ -187,6 +189,7 @@ def train_epoch(
         accelerator: one at hand; its optimiser must be prepared.
         progress: where a resumed epoch goes on.
         on_step: called after every step; ``meter.settle()`` brings its sums up to date.
+        compiler: does the steps with the backbone compiled, or not; None: as it is.
 
     Returns:
         ``train_loss``, ``train_accuracy`` (percent), ``images_per_second``.
@@ -217,7 +220,10 @@ def train_epoch(
                 batch = coloured(batch, loader, epoch, memory.config, accelerator.device)
                 mix = step_mix(batch, config, epoch, progress.step)
                 step = partial(train_step, model, batch, criterion, optimizer, accelerator, mix=mix)
+                if compiler is not None:
+                    step = partial(compiler.run, batch, step)
                 loss, accuracy = memory.run(batch, step)
+                progress.compiled_steps += compiler is not None and compiler.compiled
                 progress.chunk_size = memory.config.chunk_size
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
