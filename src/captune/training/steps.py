@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +29,10 @@ from captune.losses import Criterion
 from captune.matching import Pairs, PairsPart, match_pairs, match_part, mix_pairs
 from captune.models import CLIPModel
 from captune.processes import processes
+from captune.training.ahead import ahead
 from captune.training.chunks import embed
 from captune.training.compiling import BackboneCompiler
+from captune.training.feature_batches import FeatureBatches
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.memory import StepMemory
 from captune.training.mixing import Mix, step_mix
@@ -64,12 +66,13 @@ def train_step(
     accelerator: Accelerator,
     config: Config,
     mix: Mix | None = None,
+    pairs: Pairs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of contrastive training; returns the loss and the in-batch accuracy (0 to 1).
 
     Both are scalars on the device, not yet synchronised. Accuracy is the mean over both
     directions of how often the own partner scores best among the batch's images and one caption
-    of each.
+    of each. ``pairs``: of the batch, mixed where there is a ``mix``, if they are known already.
     """
     frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
     paired = getattr(criterion, "takes_pairs", False)
@@ -79,8 +82,8 @@ def train_step(
     text = model.project_text(frozen)  # (C, D)
     if paired:
         partial = batch.sizes is not None and getattr(criterion, "takes_parts", False)
-        pairs = (_part if partial else _pairs)(batch, frozen, config, mix)
-        loss = criterion(image, text, pairs)  # type: ignore[call-arg]
+        known = pairs or (_part if partial else _pairs)(batch, frozen, config, mix)
+        loss = criterion(image, text, known)  # type: ignore[call-arg]
     else:
         partial = False
         loss = criterion(image, text[: len(image)])
@@ -138,6 +141,44 @@ def _part(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> Pair
         duplicate_threshold=config.duplicate_threshold,
         duplicates=config.duplicates,
     )
+
+
+class _Step(NamedTuple):
+    """A batch, and what else of its step no weight decides: the mix, and the pairs where they were
+    found ahead of it."""
+
+    batch: Batch
+    mix: Mix | None
+    pairs: Pairs | None
+
+
+def _steps(
+    loader: Batches,
+    criterion: Criterion,
+    config: Config,
+    progress: EpochProgress,
+    device: torch.device,
+) -> Generator[_Step]:
+    """The steps of an epoch that remain.
+
+    On kept features finding the captions and pairs of a step takes nearly as long as computing it,
+    so it is done meanwhile where a core is free for that. A GPU finds pairs faster than a core; and
+    processes that share a batch talk of it, in one order only. Photos are decoded meanwhile anyway.
+    """
+    at_once = device.type == "cpu" and torch.get_num_threads() > 1 and processes().count == 1
+    at_once = at_once and isinstance(loader, FeatureBatches)
+    steps = _made(loader, config, progress, at_once and getattr(criterion, "takes_pairs", False))
+    return ahead(steps) if at_once else steps
+
+
+def _made(
+    loader: Batches, config: Config, progress: EpochProgress, paired: bool
+) -> Generator[_Step]:
+    epoch, start = progress.epoch, progress.step
+    for step, batch in enumerate(loader.batches(epoch, start), start):
+        mix = step_mix(batch, config, epoch, step)
+        pairs = _pairs(batch, batch.text, config, mix) if paired else None
+        yield _Step(batch, mix, pairs)
 
 
 def coloured(
@@ -213,13 +254,14 @@ def train_epoch(
     if progress.chunk_size:
         config = config.replace(chunk_size=progress.chunk_size)
     memory = StepMemory(model, criterion, optimizer, accelerator, config)
-    with bar, closing(memory):
+    steps = _steps(loader, criterion, config, progress, accelerator.device)
+    with bar, closing(memory), closing(steps):
         meter = EpochMeter(progress)
-        for batch in loader.batches(epoch, progress.step):
+        for batch, mix, pairs in steps:
             if len(batch.images) >= 2:  # one image alone has nothing to be told apart from
                 batch = coloured(batch, loader, epoch, memory.config, accelerator.device)
-                mix = step_mix(batch, config, epoch, progress.step)
-                step = partial(train_step, model, batch, criterion, optimizer, accelerator, mix=mix)
+                step = partial(train_step, model, batch, criterion, optimizer, accelerator)
+                step = partial(step, mix=mix, pairs=pairs)
                 if compiler is not None:
                     step = partial(compiler.run, batch, step)
                 loss, accuracy = memory.run(batch, step)
