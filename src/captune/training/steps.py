@@ -243,11 +243,7 @@ def train_epoch(
     if accelerator is None:
         accelerator = make_accelerator(config)
         optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
-    model.to(accelerator.device).train()
-    if config.freeze_batch_norm:
-        freeze_batch_norm(model.image_encoder)
-    if isinstance(criterion, nn.Module):
-        criterion.to(accelerator.device).train()
+    _make_ready(model, criterion, accelerator.device, config)
     loader = with_bank(train_loader, model)
     progress = progress or EpochProgress(epoch)
     bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")
@@ -280,6 +276,17 @@ def train_epoch(
     if progress.images == 0:
         raise CaptuneError("no batch of at least two readable images: nothing could be trained")
     return progress.summary()
+
+
+def _make_ready(
+    model: CLIPModel, criterion: Criterion, device: torch.device, config: Config
+) -> None:
+    """Model and loss on the device, in the state in which they train."""
+    model.to(device).train()
+    if config.freeze_batch_norm:
+        freeze_batch_norm(model.image_encoder)
+    if isinstance(criterion, nn.Module):
+        criterion.to(device).train()
 
 
 def _rate(optimizer: Optimizer) -> float:
