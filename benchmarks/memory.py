@@ -85,15 +85,23 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        """What lasts less than one interval is sampled, too: at its beginning and at its end."""
         own = psutil.Process()
-        while not self._over.wait(self._seconds):
-            total = 0
-            for process in (own, *own.children(recursive=True)):
-                try:
-                    total += self._bytes_of(process)
-                except (psutil.NoSuchProcess, OSError, IndexError):
-                    continue  # it ended meanwhile
-            self.bytes = max(self.bytes, total)
+        over = False
+        while True:
+            self.bytes = max(self.bytes, self._sample(own))
+            if over:
+                return
+            over = self._over.wait(self._seconds)
+
+    def _sample(self, own: psutil.Process) -> int:
+        total = 0
+        for process in (own, *own.children(recursive=True)):
+            try:
+                total += self._bytes_of(process)
+            except (psutil.NoSuchProcess, OSError, IndexError):
+                continue  # it ended meanwhile
+        return total
 
     def _bytes_of(self, process: psutil.Process) -> int:
         """What counts of one process: its share of all memory that it uses."""

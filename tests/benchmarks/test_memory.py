@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "memory.py"
 
@@ -25,3 +27,9 @@ def test_training_on_coco_fits_a_free_colab(tmp_path: Path) -> None:
     on_gpu = found["peak_device_memory_gb"]
     assert (on_gpu is None) == (found["device"] == "cpu")
     assert on_gpu is None or 1 < on_gpu < 15
+
+
+def test_what_lasts_a_moment_is_sampled_too(script: Callable[[str], ModuleType]) -> None:
+    with script("memory").PeakMemory(seconds=60) as peak:
+        pass
+    assert peak.bytes > 1e6
