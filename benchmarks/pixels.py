@@ -4,7 +4,7 @@ Every photo of DATA (train and val) becomes a square by COCOClipDataset, once a 
 training sees it (random crop and flip) and as evaluation does, in one thread. The ways: the photos
 themselves (Pillow, large JPEGs decoded at a fraction), without that fraction, from a pack, and
 either with another decoder in Pillow's place where one is installed (pip install simplejpeg
-opencv-python-headless kornia-rs); cropping and resizing stay Pillow's. Ways take turns; a ratio is
+opencv-python-headless kornia-rs); cropping and resizing stay captune's. Ways take turns; a ratio is
 of two turns of one repeat, and the figure is the median. Time is the processor's, so that other
 work beside it matters less.
 

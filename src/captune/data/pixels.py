@@ -92,10 +92,12 @@ def random_crop(
     rng: np.random.Generator,
     scale: tuple[float, float] = CROP_SCALE,
 ) -> Pixels:
-    """A random part of the area, of a random shape, resized to a square.
+    """A random part of the area, of a random shape, resized to a square (bicubic, antialiased).
 
     Szegedy et al. 2015 (Inception crops), by default with a milder range that keeps what captions
-    speak of: half to all of the area.
+    speak of: half to all of the area. Torch resizes, in a quarter of Pillow's time; a few in a
+    hundred of a photo's bytes differ from Pillow's by 1. What is evaluated, and compared with what
+    others have published, is resized by Pillow.
 
     Args:
         image: RGB.
@@ -114,8 +116,16 @@ def random_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
             box = (int(left), int(top), int(left) + w, int(top) + h)
-            return _channels_first(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+            return _to_square(image.crop(box), size)
     return resize_and_crop(image, size)
+
+
+def _to_square(image: Image.Image, size: int) -> Pixels:
+    """All of the picture, whatever its shape."""
+    # (3, H, W), but each pixel's bytes side by side: torch is fastest with those.
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    square = F.interpolate(whole[None], size=(size, size), mode="bicubic", antialias=True)[0]
+    return square.contiguous().numpy()
 
 
 def flipped(pixels: Pixels) -> Pixels:
