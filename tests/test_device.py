@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -45,3 +50,23 @@ def test_where_no_cores_are_assigned_all_of_them_count(monkeypatch: pytest.Monke
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert hardware.loader_workers(-1) == 3
+
+
+def wait_for_the_end() -> None:
+    hardware.leave_stopping_to_main(0)
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals tell no sender")
+def test_a_loader_is_ended_by_the_main_process_alone() -> None:
+    loader = multiprocessing.get_context("fork").Process(target=wait_for_the_end)
+    loader.start()
+    time.sleep(0.5)  # until it listens
+    numbers = [int(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    kill = f"import os; [os.kill({loader.pid}, number) for number in {numbers}]"
+    subprocess.run([sys.executable, "-c", kill], check=True)
+    loader.join(1)
+    assert loader.is_alive()
+    loader.terminate()
+    loader.join(30)
+    assert loader.exitcode == 0

@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 
 import psutil
 import pyarrow as pa
@@ -79,14 +80,22 @@ def loader_workers(requested: int) -> int:
     return max(1, min(MOST_WORKERS, cores - 1))
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one shall act on it.
+def leave_stopping_to_main(worker: int) -> None:
+    """Only the main process acts on Ctrl-C and on a polite kill, which reach its loaders, too.
 
-    A launcher of several processes passes a polite kill to all of a group in the same way.
+    A terminal interrupts all of its processes, and a batch system, a launcher or a container's end
+    terminates all of a group. What the main process itself sends a loader is heeded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.environ.get("LOCAL_WORLD_SIZE"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nothing tells who has sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_heed_main, args=(os.getppid(),), daemon=True).start()
+
+
+def _heed_main(main: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main:
+        pass
+    os._exit(0)
 
 
 @functools.cache

@@ -23,8 +23,8 @@ from captune.data.table import CaptionTable
 from captune.device import (
     autocast,
     choose_precision,
-    ignore_interrupt,
     keep_freed_memory,
+    leave_stopping_to_main,
     loader_workers,
 )
 from captune.errors import CaptuneError
@@ -261,7 +261,7 @@ class _FeatureJob:
                 ),
                 num_workers=workers,
                 collate_fn=_collate,
-                worker_init_fn=ignore_interrupt,
+                worker_init_fn=leave_stopping_to_main,
                 # A loader draws from the global generator when it starts; the training that
                 # follows must be the same whether the features were on disk or not.
                 generator=torch.Generator(),

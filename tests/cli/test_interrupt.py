@@ -1,4 +1,5 @@
-"""Ctrl-C in a terminal: every process of the group gets it, and the run stays usable."""
+"""Ctrl-C in a terminal, and the end of a batch job: every process of the group gets the signal, and
+the run stays usable."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from captune.training.run import Run
 
 
 @pytest.mark.skipif(os.name == "nt", reason="process groups get signals in another way there")
-def test_ctrl_c_saves_and_resume_finishes(
-    coco: Path, tmp_path: Path, tiny_resnet: Path, tiny_sentence: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_and_resume_finishes(
+    coco: Path, tmp_path: Path, tiny_resnet: Path, tiny_sentence: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     command = [
@@ -26,7 +28,7 @@ def test_ctrl_c_saves_and_resume_finishes(
             "recipe=plain",
             "batch_size=8",
             "num_epochs=60",
-            "num_workers=1",
+            "num_workers=2",
             "log_with=none",
             "precision=fp32",
         ),
@@ -39,7 +41,7 @@ def test_ctrl_c_saves_and_resume_finishes(
         history = out / "history.jsonl"
         while not (history.is_file() and history.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(training.pid, signal.SIGINT)
+        os.killpg(training.pid, number)
         assert training.wait(timeout=60) == 130
     said = (tmp_path / "log").read_text(encoding="utf-8")
     assert "--resume" in said and "Traceback" not in said

@@ -21,7 +21,7 @@ from captune.data.dataset import (
 )
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import ignore_interrupt, loader_workers
+from captune.device import leave_stopping_to_main, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.processes import processes
@@ -112,7 +112,7 @@ class BatchLoader:
             collate_fn=_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=leave_stopping_to_main,
             pin_memory=torch.cuda.is_available(),
             # Else each start of an epoch draws from the global state: a resumed epoch once more.
             generator=torch.Generator(),

@@ -16,7 +16,7 @@ from captune.data.augment import Augmentation
 from captune.data.stream_dataset import StreamDataset
 from captune.data.stream_order import Reader, StreamOrder
 from captune.data.stream_table import StreamTable
-from captune.device import ignore_interrupt, loader_workers
+from captune.device import leave_stopping_to_main, loader_workers
 from captune.errors import CaptuneError
 from captune.processes import Processes
 from captune.training.loader import Batch, caption_draw, crop_side, make_batch, note_unreadable
@@ -73,7 +73,7 @@ class StreamLoader:
             self.dataset,
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=leave_stopping_to_main,
             pin_memory=torch.cuda.is_available(),
             # Else each start of an epoch draws from the global state: a resumed epoch once more.
             generator=torch.Generator(),
