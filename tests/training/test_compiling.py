@@ -24,6 +24,7 @@ from captune.training import loop as loop_module
 from captune.training.compiling import BackboneCompiler, CardClock, backbone_compiler
 from captune.training.fit import fit
 from captune.training.loader import Batch
+from captune.training.memory import StepAgainError
 from captune.training.run import Run
 from captune.training.stop import TrainingStopped
 
@@ -171,6 +172,23 @@ def test_steps_of_fewer_images_are_done_as_they_are_and_do_not_count() -> None:
     assert steps.do(2, images=7) == [False] * 2
     steps.clock.seconds = {False: 0.05, True: 0.04}
     assert steps.do(10) == [True] * 10
+
+
+def test_an_error_that_is_not_compilings_is_not_called_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = Steps(0.04)
+    steps.do(TRIAL - 1)  # the last of the trial's compiled steps is still to come
+    batch = Batch(torch.zeros(8, 4), *[torch.zeros(1)] * 3, own=1)
+
+    def broken(_: Config) -> None:
+        raise ValueError("no such row")
+
+    with pytest.raises(StepAgainError):
+        steps.compiler.run(batch, broken, Config())
+    with pytest.raises(ValueError, match="no such row"):
+        steps.compiler.run(batch, broken, Config())
+    assert "compiled" not in capsys.readouterr().err
 
 
 def test_on_compiles_from_the_first_step_whatever_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from captune.encoders.image import Features
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
+from captune.training import steps as steps_module
 from captune.training.checkpoint import read_progress
 from captune.training.criteria import make_criterion
 from captune.training.fit import fit
@@ -198,6 +200,28 @@ def test_kept_features_have_no_chunks(
     monkeypatch.setattr(CLIPModel, "project_image", head)
     with pytest.raises(CaptuneError, match="give a smaller head_batch_size"):
         fit(*tables, out=tmp_path / "run", config=config.replace(head_epochs=1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pairs_that_do_not_fit_are_told_like_the_step_they_are_for(
+    tables: Tables,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    """On two threads they are found by another one, ahead of the step."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(steps_module, "match_pairs", partial(raise_it, MemoryError))
+    with pytest.raises(CaptuneError, match=r"head_batch_size or fewer bank_negatives"):
+        fit(*tables, out=tmp_path / "run", config=config.replace(head_epochs=1))
+    monkeypatch.setattr(steps_module, "match_pairs", partial(raise_it, RuntimeError("no such")))
+    with pytest.raises(RuntimeError, match="no such"):
+        fit(*tables, out=tmp_path / "again", config=config.replace(head_epochs=1))
+
+
+def raise_it(error: BaseException | type[BaseException], *_: object, **__: object) -> None:
+    raise error
 
 
 def test_other_errors_pass(tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ class BackboneCompiler:
         self._trial: Iterator[bool] = iter(())
         self._after = clock is None  # whether steps are compiled once the trial is over
         self._failed = False
+        self._why = ""  # it failed, until that is said
 
     def begin(self, left: int) -> None:
         """An epoch begins; ``left`` steps like its own are still to come, its own among them."""
@@ -120,7 +121,11 @@ class BackboneCompiler:
         if tried is not None and self._clock is not None:
             call = partial(self._clock.around, call)
         if not self.compiled:
-            return call()
+            result = call()
+            if self._why:  # and the step as it is did not
+                say(f"the backbone cannot be compiled and is left as it was: {self._why}")
+                self._why = ""
+            return result
         try:
             with self._in_place():
                 return call()
@@ -175,10 +180,10 @@ class BackboneCompiler:
             self._backbone._compiled_call_impl = before
 
     def _give_up(self, error: Exception) -> None:
-        """Leave the backbone as it is from here on, and say why.
+        """Leave the backbone as it is from here on.
 
-        Whatever a compiled step of a trial's choice raises, a plain one is done in its place: of an
-        error that has nothing to do with compiling, that one will tell.
+        Whatever a compiled step of a trial's choice raises, a plain one is done in its place: an
+        error that has nothing to do with compiling is raised again by that one, and told as it is.
 
         Raises:
             CaptuneError: compiling was asked for, and failed.
@@ -196,8 +201,7 @@ class BackboneCompiler:
                     f"the backbone cannot be compiled: take compile_backbone=auto or off ({why})"
                 ) from None
             raise error
-        self._failed, self._after, self._trial = True, False, iter(())
-        say(f"the backbone cannot be compiled and is left as it was: {why}")
+        self._failed, self._after, self._trial, self._why = True, False, iter(()), why
 
 
 def backbone_compiler(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -130,10 +131,10 @@ class StepMemory:
         """The config with half the chunk, and a line that says so; ``said``: by the allocator."""
         images, features = len(batch.images), batch.inputs.dim() == 2
         had = min(self.config.chunk_size or images, images)
+        if features:
+            raise CaptuneError(_head_advice(images))
         what = f"a step of {images} images, {had} at a time, does not fit the memory"
         half = (had + 1) // 2
-        if features:
-            raise CaptuneError(f"{what}: give a smaller head_batch_size")
         if self._stepping:
             raise CaptuneError(
                 f"{what}: it ran out while the weights were changed, so it cannot be done again; "
@@ -152,6 +153,28 @@ class StepMemory:
         live = "" if self.config.freeze_batch_norm else "; BatchNorm's statistics are now a chunk's"
         say(f"{what}: going on with chunk_size={half}, which saves this search next time{live}")
         return self.config.replace(chunk_size=half)
+
+
+@contextmanager
+def head_memory(images: int) -> Iterator[None]:
+    """What a step on kept features needs beside the step itself.
+
+    Raises:
+        CaptuneError: it does not fit the memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CaptuneError(_head_advice(images)) from None
+
+
+def _head_advice(images: int) -> str:
+    return (
+        f"a step of {images} images' features does not fit the memory: give a smaller "
+        "head_batch_size or fewer bank_negatives"
+    )
 
 
 def validate_within(config: Config, processes: int, validate: Callable[[Config], Result]) -> Result:

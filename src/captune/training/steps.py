@@ -34,7 +34,7 @@ from captune.training.chunks import embed
 from captune.training.compiling import BackboneCompiler
 from captune.training.feature_batches import FeatureBatches
 from captune.training.loader import Batch, Batches, with_bank
-from captune.training.memory import StepMemory
+from captune.training.memory import StepMemory, head_memory
 from captune.training.mixing import Mix, step_mix
 from captune.training.progress import EpochMeter, EpochProgress
 from captune.training.sharing import average_statistics, own_rows, sum_gradients, total
@@ -177,7 +177,10 @@ def _made(
     epoch, start = progress.epoch, progress.step
     for step, batch in enumerate(loader.batches(epoch, start), start):
         mix = step_mix(batch, config, epoch, step)
-        pairs = _pairs(batch, batch.text, config, mix) if paired else None
+        pairs = None
+        if paired:
+            with head_memory(len(batch.images)):
+                pairs = _pairs(batch, batch.text, config, mix)
         yield _Step(batch, mix, pairs)
 
 
