@@ -1,7 +1,7 @@
 """Training from photos against the same step from memory: python benchmarks/endtoend.py DATA.
 
 `captune bench` (captune.workflow.bench), some times over: a step of stage 2 on a batch that lies in
-memory, then training as it is, photos decoded by the loader's processes. The figure is the median
+memory, then training as it is, photos decoded by the loader. The figure is the median
 of the shares. The processor's time says nothing here: what counts is whether the step waits.
 
 Photos are taken again from the first on where DATA has too few; with `--pack` they are first packed

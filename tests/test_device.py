@@ -42,6 +42,10 @@ def test_workers_leave_a_core_of_those_that_are_given(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert hardware.loader_workers(-1) == workers
+    assert hardware.loader_workers(-1, torch.device("cuda")) == workers
+    # What computes on the CPU needs all of its cores: photos are decoded between steps.
+    assert hardware.loader_workers(-1, torch.device("cpu")) == 0
+    assert hardware.loader_workers(2, torch.device("cpu")) == 2
     assert hardware.loader_workers(0) == 0 and hardware.loader_workers(40) == 40
 
 

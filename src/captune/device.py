@@ -66,14 +66,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype)
 
 
-def loader_workers(requested: int) -> int:
-    """Processes that decode images: as asked for, else one core is left to the training step.
+def loader_workers(requested: int, device: torch.device | None = None) -> int:
+    """Processes that decode images: as asked for, else by the machine.
 
-    Several training processes on a machine divide its cores among them. What counts is the cores
-    that this process may use: a batch system often gives it a part of the machine's.
+    A step on the CPU (``device``) needs all of its cores: a process beside it would hold up one of
+    its threads, and thereby all of them. There photos are decoded between two steps, by all cores.
+    Else one core is left to the training step. Several training processes on a machine divide its
+    cores among them. What counts is the cores that this process may use: a batch system often gives
+    it a part of the machine's.
     """
     if requested >= 0:
         return requested
+    if device is not None and device.type == "cpu":
+        return 0
     own = getattr(os, "sched_getaffinity", None)  # Linux
     cores = len(own(0)) if own is not None else os.cpu_count() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

@@ -142,7 +142,7 @@ class FeatureStore:
             mirrored: also the mirrored photos.
             cache: folder of stores; default ``$CAPTUNE_CACHE/features``.
             precision: ``auto`` computes in bf16 where that is native.
-            num_workers: processes that decode; -1 by the machine.
+            num_workers: processes that decode; 0: this one; -1: by the machine.
 
         Raises:
             CaptuneError: no photo can be read, features that float16 cannot hold, or what lies on
@@ -159,7 +159,8 @@ class FeatureStore:
             for view in VIEWS[: 1 + mirrored]:
                 file = RowFile(folder, view, (len(table), backbone.feature_dim), fingerprint)
                 if not here.from_main(file.path.is_file):
-                    job = _FeatureJob(table, backbone, view, precision, loader_workers(num_workers))
+                    workers = loader_workers(num_workers, backbone.device)
+                    job = _FeatureJob(table, backbone, view, precision, workers)
                     job.fill(file, progress)
                     here.see(file.path)
                 try:

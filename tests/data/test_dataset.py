@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from captune.data import dataset as dataset_module
 from captune.data.dataset import (
     COCOClipDataset,
     DrawKey,
@@ -18,7 +23,7 @@ from captune.data.dataset import (
     SkippingDataset,
     names_sides,
 )
-from captune.data.pixels import UnreadableImageError
+from captune.data.pixels import UnreadableImageError, load_image
 from captune.data.table import CaptionTable
 
 
@@ -57,6 +62,35 @@ def test_workers_change_no_draw(coco: Path, workers: int) -> None:
     assert draws(shared) == alone
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_of_this_process_change_no_draw_and_skip_what_is_broken(
+    coco: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = COCOClipDataset(split="train", dataset_dir=coco, image_size=16, augment=True)
+    dataset.table.path(6).write_bytes(b"broken")
+    keys = [DrawKey(row, 4, 3) for row in range(len(dataset))]
+    skipping = SkippingDataset(dataset)
+    one_by_one = [skipping[key] for key in keys]
+    seen: set[str] = set()
+
+    def load(path: Path, **options: Any) -> Image.Image:
+        seen.add(threading.current_thread().name)
+        time.sleep(0.01)
+        return load_image(path, **options)
+
+    monkeypatch.setattr(dataset_module, "load_image", load)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    batches = DataLoader(skipping, batch_sampler=[keys[:10], keys[10:]], collate_fn=list)
+    found = [item for batch in batches for item in batch]
+    for item, expected in zip(found, one_by_one, strict=True):
+        if isinstance(expected, UnreadableImageError):
+            assert str(item) == str(expected)
+        else:
+            assert torch.equal(item.pixels, expected.pixels) and item[1:] == expected[1:]
+    assert sum(isinstance(item, UnreadableImageError) for item in found) == 1
+    assert len(seen) == threads
+
+
 def test_captions_are_grouped_before_loader_processes_start(coco: Path) -> None:
     dataset = COCOClipDataset(split="train", dataset_dir=coco, image_size=16)
     assert "_grouped" in vars(dataset.table)  # else each process would do it, and hold its own
@@ -91,8 +125,6 @@ def test_without_augmentation_only_the_caption_is_drawn(coco: Path) -> None:
 
 
 def test_an_image_whose_captions_name_a_side_is_never_flipped(tmp_path: Path) -> None:
-    from PIL import Image
-
     image = Image.new("RGB", (32, 32), "white")
     image.paste("black", (0, 0, 16, 32))  # dark on the left
     image.save(tmp_path / "a.png")

@@ -31,7 +31,7 @@ def test_every_part_takes_its_time_and_they_make_up_the_step(coco: Path, config:
     assert found["share_of_ceiling"] == pytest.approx(speed["from disk"] / speed["from memory"])
     assert all(rate > 0 for rate in speed.values())
     assert speed["features"] > speed["from memory"]  # forward alone
-    assert found["photo"] == [40.0, 40.0] and found["format_version"] == 1
+    assert found["photo"] == [40.0, 40.0] and found["format_version"] == 2
 
 
 def test_a_slow_disk_is_the_finding(
@@ -56,7 +56,7 @@ def model(tiny_clip: Path) -> CLIPModel:
 
 
 def figures(**changes: Any) -> dict[str, Any]:
-    speed = {"from memory": 100.0, "decoded by the workers": 300.0}
+    speed = {"from memory": 100.0, "decoded by the loader": 300.0}
     base = {
         "images_per_second": speed,
         "share_of_ceiling": 0.6,
@@ -71,11 +71,18 @@ def figures(**changes: Any) -> dict[str, Any]:
     ("changes", "words"),
     [
         ({"share_of_ceiling": 0.97}, "nothing waits for photos"),
-        ({}, "40 % of the time goes into waiting for photos: the workers take cores"),
+        ({}, "40 % of the time goes into waiting for photos: decoding takes the cores"),
         ({"photo": [640.0, 480.0]}, "which are 640 x 480 where the model sees 32"),
         (
-            {"images_per_second": {"from memory": 100.0, "decoded by the workers": 50.0}},
+            {"images_per_second": {"from memory": 100.0, "decoded by the loader": 50.0}},
             "2 workers decode too slowly",
+        ),
+        (
+            {
+                "images_per_second": {"from memory": 100.0, "decoded by the loader": 50.0},
+                "workers": 0,
+            },
+            "decoding takes the cores",
         ),
     ],
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +91,8 @@ class COCOClipDataset(Dataset[Sample]):
         self.augment = (
             augment if isinstance(augment, Augmentation) else Augmentation() if augment else None
         )
+        if self.augment is not None:  # here, too, once for all
+            self._names_sides = names_sides(table)
         self.seed = seed
         self.epoch = 0
 
@@ -117,10 +119,6 @@ class COCOClipDataset(Dataset[Sample]):
             pixels = self.augment.apply(image, size, rng, flip_allowed=may_flip)
         caption = self.table.caption(caption_row)
         return Sample(torch.from_numpy(pixels), key.image, caption_row, caption)
-
-    @cached_property
-    def _names_sides(self) -> np.ndarray:
-        return names_sides(self.table)
 
 
 def names_sides(table: CaptionTable) -> np.ndarray:
@@ -159,6 +157,15 @@ class SkippingDataset(Dataset["Sample | UnreadableImageError"]):
             return self.dataset[key]
         except UnreadableImageError as error:
             return error
+
+    def __getitems__(self, keys: Sequence[DrawKey]) -> list[Sample | UnreadableImageError]:
+        """A batch, by as many threads as torch has: all cores in the process that trains, one in a
+        loader's. Decoding and resizing leave Python to the others meanwhile."""
+        threads = min(torch.get_num_threads(), len(keys))
+        if threads < 2:
+            return [self[key] for key in keys]
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            return list(pool.map(self.__getitem__, keys))
 
 
 class EpochBatches(Sampler[list[DrawKey]]):

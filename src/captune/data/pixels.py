@@ -125,7 +125,7 @@ def _to_square(image: Image.Image, size: int) -> Pixels:
     # (3, H, W), but each pixel's bytes side by side: torch is fastest with those.
     whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     square = F.interpolate(whole[None], size=(size, size), mode="bicubic", antialias=True)[0]
-    return square.contiguous().numpy()
+    return np.ascontiguousarray(square.numpy())
 
 
 def flipped(pixels: Pixels) -> Pixels:

@@ -55,7 +55,7 @@ def embed_images(
         cache: a folder to keep the result in, under a name that covers weights, images (name,
             size and time of each file), preprocessing and precision.
         precision: ``auto`` computes in bf16 where that is native.
-        num_workers: processes that decode; -1 by the machine.
+        num_workers: processes that decode; 0: this one; -1: by the machine.
 
     Raises:
         CaptuneError: no image could be read.
@@ -68,7 +68,7 @@ def embed_images(
     if not here.any(kept is None):
         assert kept is not None
         return kept
-    embeddings = _embed(model, table, precision, loader_workers(num_workers))
+    embeddings = _embed(model, table, precision, loader_workers(num_workers, model.device))
     if path is not None and here.main:
         body = {"rows": torch.from_numpy(embeddings.rows), "vectors": embeddings.vectors}
         with replacing(path) as temporary:

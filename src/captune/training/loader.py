@@ -21,7 +21,7 @@ from captune.data.dataset import (
 )
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import leave_stopping_to_main, loader_workers
+from captune.device import best_device, leave_stopping_to_main, loader_workers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.processes import processes
@@ -232,7 +232,7 @@ def make_loader(
         batch_size=config.batch_size,
         seed=config.seed,
         shuffle=shuffle,
-        num_workers=loader_workers(config.num_workers),
+        num_workers=loader_workers(config.num_workers, best_device(config.device)),
         captions=caption_draw(dataset.table, config) if shuffle else None,
         side=partial(crop_side, config=config, image_size=dataset.image_size) if shuffle else None,
     )

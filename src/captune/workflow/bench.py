@@ -31,7 +31,7 @@ from captune.training.stages import Plan, Stage
 from captune.training.steps import coloured, make_accelerator, train_step
 from captune.workflow.stopwatch import Rate, Stopwatch, Watched
 
-VERSION = 1
+VERSION = 2
 WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
 MEANINGFUL = 2  # images: one alone has nothing to be told apart from
 TAKEN_APART = 3  # steps of which each part is timed
@@ -56,7 +56,7 @@ def bench(
 
     Returns:
         A JSON object: ``images_per_second`` (``from memory``, ``from disk``, ``decoded by the
-        workers``, ``decoded by one process``, ``features``: forward alone), ``share_of_ceiling``,
+        loader``, ``decoded by one process``, ``features``: forward alone), ``share_of_ceiling``,
         ``step`` (seconds of each part), ``photo`` (mean width and height), ``advice`` and what
         the machine is.
 
@@ -83,7 +83,7 @@ def bench(
         **found,
         "steps": steps,
         "photo": _mean_size(table),
-        "workers": loader_workers(config.num_workers),
+        "workers": loader_workers(config.num_workers, model.device),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
@@ -111,7 +111,7 @@ def _timed(model: CLIPModel, stage: Stage, config: Config, steps: int) -> dict[s
         "images_per_second": {
             "from memory": memory,
             "from disk": disk,
-            "decoded by the workers": decoded,
+            "decoded by the loader": decoded,
             "decoded by one process": alone,
             "features": features,
         },
@@ -173,7 +173,7 @@ class _Job:
         watch.seconds["whole"] += watch.now() - began
 
     def decode(self) -> tuple[float, Batch]:
-        """Images a second that the loader's workers give, nothing else going on; and a batch."""
+        """Images a second that the loader gives, nothing else going on; and a batch."""
         rate, found = Rate(torch.device("cpu")), None
         for batch in self._batches():
             rate.add(len(batch.images))
@@ -257,10 +257,10 @@ def advice(found: Mapping[str, Any], model: CLIPModel) -> list[str]:
                 f"{lost}, which are {found['photo'][0]:.0f} x {found['photo'][1]:.0f} where the "
                 f"model sees {side}: store them smaller once"
             )
-        elif speed["decoded by the workers"] < speed["from memory"]:
+        elif found["workers"] and speed["decoded by the loader"] < speed["from memory"]:
             said.append(f"{lost}: {found['workers']} workers decode too slowly, take more of them")
         else:
-            said.append(f"{lost}: the workers take cores from the step")
+            said.append(f"{lost}: decoding takes the cores of the step")
     if found["precision"] == "fp32" and has_native_bf16(model.device):
         said.append("this machine computes in bf16, which is faster: precision=auto")
     if found["precision"] == "fp32" and model.device.type == "cuda":
