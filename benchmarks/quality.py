@@ -10,8 +10,8 @@ other work on the machine moves it less. `full` is whole trainings at full size,
 larger towers: an hour and more each on a CPU.
 
 Results lie in benchmarks/results/quality-PART.json, which is brought up to date after each run:
-stopped, the same command goes on, and --again measures all anew. Prints the table of
-docs/recipe.md.
+stopped, the same command goes on, and --again measures all anew. Each machine has rows of its own,
+for its arithmetic moves the figures. Prints the tables of docs/recipe.md, one for each machine.
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 def table_of(
     rows: Sequence[Mapping[str, Any]], parts: Sequence[str], time_key: str = "processor_seconds"
 ) -> str:
-    """The results as Markdown: means over seeds, intervals, and differences to the first part."""
+    """The results as Markdown: means over seeds, intervals, and differences to the first part.
+
+    ``rows`` are of one machine.
+    """
     lines = [
         "| part | I→T R@1 | T→I R@1 | rsum ± 95 % | less the first | seconds |",
         "|---|---|---|---|---|---|",
@@ -211,8 +214,7 @@ def table_of(
         columns = list(found.values())
         means = [mean_of(columns, key) for key in ("image_to_text", "text_to_image")]
         took = mean_of(columns, time_key, ".0f")
-        # Another machine's arithmetic moves the figures: pairs are of one machine.
-        shared = [s for s in found if s in base and found[s]["machine"] == base[s]["machine"]]
+        shared = [s for s in found if s in base]
         difference = ""
         if part != parts[0] and shared:
             difference = _interval([found[s]["rsum"] - base[s]["rsum"] for s in shared], "+.1f")
@@ -256,9 +258,10 @@ def main() -> None:
         for name, changes in parts.items():
             if arguments.only and not any(word in name for word in arguments.only):
                 continue
-            if any(r["part"] == name and r["seed"] == seed for r in rows_in(path)):
-                continue
             config = Config.from_mapping({**base, **SHARED, "seed": seed, **changes})
+            known = (name, seed, _machine(config))
+            if any((r["part"], r["seed"], r["machine"]) == known for r in rows_in(path)):
+                continue
             model = None
             if arguments.part == "whole" and STAGE_2_KEYS.issuperset(changes):
                 config, model = after_stage_1(config, arguments.out, tables)
@@ -270,7 +273,10 @@ def main() -> None:
                 write_json(path, {"format_version": VERSION, "rows": [*rows_in(path), row]})
             print(f"{name}, seed {seed}: rsum {row['rsum']:.1f}", flush=True)
     time_key = "seconds" if arguments.part == "demo" else "processor_seconds"
-    print(table_of(rows_in(path), list(parts), time_key))
+    rows = rows_in(path)
+    for machine in sorted({row["machine"] for row in rows}):
+        own = [row for row in rows if row["machine"] == machine]
+        print(f"{machine}:\n{table_of(own, list(parts), time_key)}")
 
 
 if __name__ == "__main__":

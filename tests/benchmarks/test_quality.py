@@ -1,0 +1,71 @@
+"""benchmarks/quality.py in tiny form: it goes on where it was, each machine by itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from captune.files import read_versioned
+
+Script = Callable[[str], ModuleType]
+SMALL = {
+    **{"recipe": "best", "batch_size": 8, "head_batch_size": 8, "image_size": 32},
+    **{"head_epochs": 1, "num_epochs": 1, "num_workers": 0, "device": "cpu", "precision": "fp32"},
+}
+
+
+@pytest.fixture
+def quality(
+    script: Script,
+    tmp_path: Path,
+    tiny_resnet: Path,
+    tiny_sentence: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> ModuleType:
+    """Two parts on tiny towers, results in a folder of their own."""
+    module = script("quality")
+    parts = {"whole": {}, "stage 1": {"freeze_backbone": True}}
+    towers = {"image_encoder": str(tiny_resnet), "text_encoder": str(tiny_sentence)}
+    monkeypatch.setattr(module, "PARTS", {"head": (SMALL, parts)})
+    monkeypatch.setattr(module, "SHARED", {**towers, "log_with": "none"})
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+def test_what_is_measured_stays_and_each_machine_is_measured_by_itself(
+    quality: ModuleType,
+    coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "results" / "quality-head.json"
+
+    def call(*words: str) -> list[dict[str, Any]]:
+        out = ["--out", str(tmp_path / "runs")]
+        monkeypatch.setattr(sys, "argv", ["quality.py", str(coco), *out, *words])
+        quality.main()
+        return list(read_versioned(path, what="results", version=1)["rows"])
+
+    first = call("--seeds", "0", "--only", "stage 1")
+    assert [(row["part"], row["seed"]) for row in first] == [("stage 1", 0)]
+    both = call("--seeds", "0", "1")
+    assert both[0] == first[0]  # not measured again
+    assert {(row["part"], row["seed"]) for row in both} == {
+        *(("stage 1", seed) for seed in (0, 1)),
+        *(("whole", seed) for seed in (0, 1)),
+    }
+    monkeypatch.setattr(quality, "_machine", lambda config: "another card")
+    capsys.readouterr()
+    more = call("--seeds", "0", "--only", "whole")
+    assert more[:-1] == both and more[-1]["machine"] == "another card"
+    tables = dict(re.findall(r"^(.+):\n((?:\|.*\n)+)", capsys.readouterr().out, re.MULTILINE))
+    assert [line.split(" | ")[0] for line in tables["another card"].splitlines()[2:]] == ["| whole"]
+    rest = tables[both[0]["machine"]].splitlines()[2:]
+    assert [line.split(" | ")[0] for line in rest] == ["| whole", "| stage 1"]
