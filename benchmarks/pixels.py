@@ -2,11 +2,11 @@
 
 Every photo of DATA (train and val) becomes a square by COCOClipDataset, once a repeat and way, as
 training sees it (random crop and flip) and as evaluation does, in one thread. The ways: the photos
-themselves (Pillow, large JPEGs decoded at a fraction), without that fraction, from a pack, and
-either with another decoder in Pillow's place where one is installed (pip install simplejpeg
-opencv-python-headless kornia-rs); cropping and resizing stay captune's. Ways take turns; a ratio is
-of two turns of one repeat, and the figure is the median. Time is the processor's, so that other
-work beside it matters less.
+themselves (Pillow, large JPEGs decoded at a fraction), without that fraction, from a pack, either
+with training's crops resized by Pillow in torch's place, and either with another decoder in
+Pillow's place where one is installed (pip install simplejpeg opencv-python-headless kornia-rs);
+cropping and resizing stay captune's. Ways take turns; a ratio is of two turns of one repeat, and
+the figure is the median. Time is the processor's, so that other work beside it matters less.
 
 Writes benchmarks/results/pixels.json and prints it.
 """
@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -32,8 +32,9 @@ from PIL import Image, features
 from torch.utils.data import ConcatDataset
 
 from captune.data import dataset as dataset_module
+from captune.data import pixels as pixels_module
 from captune.data.dataset import COCOClipDataset
-from captune.data.pixels import load_image
+from captune.data.pixels import Pixels, load_image
 from captune.data.shards import photo_bytes
 from captune.data.sources import open_source
 from captune.download.pack import pack
@@ -42,6 +43,21 @@ from captune.files import write_json
 VERSION = 1
 RESULTS = Path(__file__).parent / "results"
 Loader = Callable[..., Image.Image]
+Resizer = Callable[[Image.Image, int], Pixels]
+TORCH: Resizer = pixels_module._to_square
+
+
+class Way(NamedTuple):
+    """Photos, what opens one, and what resizes a crop of training's."""
+
+    data: Path
+    load: Loader = load_image
+    resize: Resizer = TORCH
+
+
+def pillow(crop: Image.Image, size: int) -> Pixels:
+    square = crop.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def without_fraction(path: Path, *, least_side: int) -> Image.Image:
@@ -104,39 +120,40 @@ def photos_of(data: Path, size: int, augment: bool) -> ConcatDataset[Any]:
     )
 
 
-def ways(data: Path, packed: Path) -> dict[str, tuple[Path, Loader]]:
-    """Name of each way, with its data and what opens a photo; the first is what others are
-    compared with."""
-    found: dict[str, tuple[Path, Loader]] = {
-        "photos": (data, load_image),
-        "photos, never at a fraction": (data, without_fraction),
-        "pack": (packed, load_image),
+def ways(data: Path, packed: Path) -> dict[str, Way]:
+    """By name; the first is what others are compared with."""
+    found = {
+        "photos": Way(data),
+        "photos, never at a fraction": Way(data, without_fraction),
+        "photos, resized by Pillow": Way(data, resize=pillow),
+        "pack": Way(packed),
+        "pack, resized by Pillow": Way(packed, resize=pillow),
     }
     for name, load in installed().items():
-        found[f"photos, {name}"] = (data, load)
-        found[f"pack, {name}"] = (packed, load)
+        found[f"photos, {name}"] = Way(data, load)
+        found[f"pack, {name}"] = Way(packed, load)
     return found
 
 
-def turn(photos: ConcatDataset[Any], load: Loader) -> tuple[float, list[Any]]:
+def turn(photos: ConcatDataset[Any], way: Way) -> tuple[float, list[Any]]:
     """Processor seconds for all photos, and their pixels."""
-    dataset_module.load_image = load  # the one thing that differs between decoders
+    dataset_module.load_image, pixels_module._to_square = way.load, way.resize
     began = time.process_time()
     pixels = [photos[row].pixels for row in range(len(photos))]
     seconds = time.process_time() - began
-    dataset_module.load_image = load_image
+    dataset_module.load_image, pixels_module._to_square = load_image, TORCH
     return seconds, pixels
 
 
 def measure(data: Path, packed: Path, size: int, augment: bool, repeats: int) -> dict[str, Any]:
     chosen = ways(data, packed)
-    photos = {name: photos_of(place, size, augment) for name, (place, _) in chosen.items()}
+    photos = {name: photos_of(way.data, size, augment) for name, way in chosen.items()}
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     differences: dict[str, float] = {}
     for repeat in range(repeats + 1):
         first: list[Any] = []
-        for name, (_, load) in chosen.items():
-            taken, pixels = turn(photos[name], load)
+        for name, way in chosen.items():
+            taken, pixels = turn(photos[name], way)
             first = first or pixels
             if repeat == 0:  # files come into memory, and libraries start
                 pairs = zip(pixels, first, strict=True)
