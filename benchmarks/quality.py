@@ -151,6 +151,9 @@ def measure(
     run: Run = fit(*tables, out=folder, config=config, model=model)
     history = run.history()
     best = max(history, key=lambda row: float(row["rsum"]))
+    soup = history[-1].get("soup", {"kept": False})
+    if soup["kept"]:
+        best = {**best, **soup}
     return {
         "part": name,
         "seed": config.seed,

@@ -54,13 +54,12 @@ class Keeper:
             Whether it is, by rsum.
         """
         row = history[-1]
+        remember_temperature(self.model, self.criterion)
         best = max(history, key=lambda r: float(r["rsum"])) is row
         if best:
             self.save()
-        if self.run.config.keep_epochs and row["stage"] == WHOLE:
-            remember_temperature(self.model, self.criterion)
-            if self.here.main:
-                keep_epoch(self.run, row["epoch"], self.model)
+        if self.run.config.keep_epochs and row["stage"] == WHOLE and self.here.main:
+            keep_epoch(self.run, row["epoch"], self.model)
         if self.here.main:
             self.run.write_history(history)
         if self.run.config.soup and self.here.main:
@@ -81,16 +80,18 @@ class Keeper:
         copy_from_main([self.model], self.device)
         if epochs:
             best = max(float(row["rsum"]) for row in history)
-            rsum = validate()["rsum"]
+            found = validate()
+            rsum = float(found["rsum"])
             better = rsum > best
-            history[-1]["soup"] = {"epochs": epochs, "rsum": rsum, "kept": better}
+            found["val_loss"] = found.pop("loss")  # as an epoch's row calls it
+            history[-1]["soup"] = {"epochs": epochs, "kept": better, **found}
             say(
                 f"soup of epochs {', '.join(map(str, epochs))}: rsum {rsum:.1f}, the best "
                 f"epoch {best:.1f}: {'the soup' if better else 'the epoch'} is kept"
             )
-            if better:
-                self.save()
             if self.here.main:
+                if better:  # its temperature is the mean of theirs
+                    self.model.save_pretrained(self.run.folder)
                 self.run.write_history(history)
         if self.here.main:
             self.soup.clear()
