@@ -10,15 +10,19 @@ other work on the machine moves it less. `full` is whole trainings at full size,
 larger towers: an hour and more each on a CPU.
 
 Results lie in benchmarks/results/quality-PART.json, which is brought up to date after each run:
-stopped, the same command goes on, and --again measures all anew. Each machine has rows of its own,
-for its arithmetic moves the figures. Prints the tables of docs/recipe.md, one for each machine.
+stopped, the same command goes on; --again measures anew what it names. Each machine has rows of its
+own, for its arithmetic moves the figures, and a row of another config is measured anew. Prints the
+tables of docs/recipe.md, one for each machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,6 +195,26 @@ def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> 
     return config.replace(head_epochs=0, temperature=1 / float(model.logit_scale)), model
 
 
+def digest_of(config: Config) -> str:
+    """Of every value, the defaults of today among them: another config's figure is another one."""
+    return hashlib.blake2b(json.dumps(dict(config)).encode(), digest_size=8).hexdigest()
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What there is one row of."""
+    return row["part"], row["seed"], row["machine"]
+
+
+def forget(path: Path, configs: Mapping[tuple[str, int], Config], out: Path) -> None:
+    """Drop the rows of these parts and seeds, and the stages 1 that they shared."""
+    for _, seed in configs:
+        shutil.rmtree(out / f"stage-1-seed-{seed}", ignore_errors=True)
+    gone = {(*key, _machine(config)) for key, config in configs.items()}
+    if path.is_file():
+        kept = [row for row in rows_in(path) if key_of(row) not in gone]
+        write_json(path, {"format_version": VERSION, "rows": kept})
+
+
 def rows_in(path: Path) -> list[dict[str, Any]]:
     """What was measured so far."""
     if not path.is_file():
@@ -246,35 +270,40 @@ def main() -> None:
     parser.add_argument("--part", choices=tuple(PARTS), default="head")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], help="parts whose names hold these words")
-    parser.add_argument("--again", action="store_true", help="forget what was measured before")
+    parser.add_argument("--again", action="store_true", help="forget what was measured here before")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs lie meanwhile")
     arguments = parser.parse_args()
     base, parts = PARTS[arguments.part]
     source = open_source(arguments.data)
     tables = [source.table("train"), source.table(source.val_split)]
     path = RESULTS / f"quality-{arguments.part}.json"
+    wanted = [n for n in parts if not arguments.only or any(w in n for w in arguments.only)]
+    configs = {
+        (name, seed): Config.from_mapping({**base, **SHARED, "seed": seed, **parts[name]})
+        for seed in arguments.seeds
+        for name in wanted
+    }
     if arguments.again:
-        path.unlink(missing_ok=True)
+        forget(path, configs, arguments.out)
     for folder in (arguments.out, RESULTS):
         folder.mkdir(parents=True, exist_ok=True)
-    for seed in arguments.seeds:
-        for name, changes in parts.items():
-            if arguments.only and not any(word in name for word in arguments.only):
-                continue
-            config = Config.from_mapping({**base, **SHARED, "seed": seed, **changes})
-            known = (name, seed, _machine(config))
-            if any((r["part"], r["seed"], r["machine"]) == known for r in rows_in(path)):
-                continue
-            model = None
-            if arguments.part == "whole" and STAGE_2_KEYS.issuperset(changes):
-                config, model = after_stage_1(config, arguments.out, tables)
-            with TemporaryDirectory(dir=arguments.out) as scratch:
-                if arguments.part == "demo":  # features are a part of what best costs
-                    os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
-                row = measure(name, config, Path(scratch) / "run", tables, model)
-            with FileLock(f"{path}.lock"):  # one call may measure one seed, a second call another
-                write_json(path, {"format_version": VERSION, "rows": [*rows_in(path), row]})
-            print(f"{name}, seed {seed}: rsum {row['rsum']:.1f}", flush=True)
+    for (name, seed), config in configs.items():
+        asked = digest_of(config)
+        known = (name, seed, _machine(config), asked)
+        if any(known == (*key_of(r), r.get("asked", asked)) for r in rows_in(path)):
+            continue
+        model = None
+        if arguments.part == "whole" and STAGE_2_KEYS.issuperset(parts[name]):
+            config, model = after_stage_1(config, arguments.out, tables)
+        with TemporaryDirectory(dir=arguments.out) as scratch:
+            if arguments.part == "demo":  # features are a part of what best costs
+                os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
+            row = measure(name, config, Path(scratch) / "run", tables, model)
+        row["asked"] = asked
+        with FileLock(f"{path}.lock"):  # one call may measure one seed, a second call another
+            rest = [r for r in rows_in(path) if key_of(r) != key_of(row)]
+            write_json(path, {"format_version": VERSION, "rows": [*rest, row]})
+        print(f"{name}, seed {seed}: rsum {row['rsum']:.1f}", flush=True)
     time_key = "seconds" if arguments.part == "demo" else "processor_seconds"
     rows = rows_in(path)
     for machine in sorted({row["machine"] for row in rows}):

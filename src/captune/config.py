@@ -14,6 +14,7 @@ from captune.errors import CaptuneError, nearest
 from captune.recipes import DEFAULT_RECIPE, RECIPES, TOWERS
 
 LEARNT_TEMPERATURES = (0.01, 0.5)  # what captune.losses keeps a learnt temperature between
+SOFTMAX_ONLY = ("hard_negatives", "soft_targets", "image_queue")
 
 
 def _key(default: Any, help: str, **limits: Any) -> Any:
@@ -165,6 +166,15 @@ class Config(Mapping[str, Any]):
                 "image_queue keeps embeddings of whole images, not of mixed ones: take "
                 "mixup=0 head_mixup=0 with it"
             )
+        if self.mix_photos and not self.mixup:
+            raise CaptuneError("mix_photos says what mixup mixes, and mixup=0 mixes nothing")
+        if self.soup == 1:
+            raise CaptuneError("soup=1 is the best epoch itself: take 2 or more, or 0")
+        if self.soup and self.freeze_backbone:
+            raise CaptuneError("a soup is of epochs of stage 2, and freeze_backbone leaves it out")
+        idle = [key for key in SOFTMAX_ONLY if getattr(self, key)]
+        if self.loss == "siglip" and idle and not own_loss:
+            raise CaptuneError(f"loss=siglip has no {', '.join(idle)}: take 0, or loss=infonce")
         if self.use_attention_pooling and self.generalised_pooling:
             raise CaptuneError(
                 "use_attention_pooling and generalised_pooling are two ways to pool: choose one"

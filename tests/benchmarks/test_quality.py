@@ -38,6 +38,11 @@ def quality(
     return module
 
 
+def whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the part ``whole``, by seed."""
+    return sorted((r for r in rows if r["part"] == "whole"), key=lambda row: row["seed"])
+
+
 def test_what_is_measured_stays_and_each_machine_is_measured_by_itself(
     quality: ModuleType,
     coco: Path,
@@ -61,6 +66,16 @@ def test_what_is_measured_stays_and_each_machine_is_measured_by_itself(
         *(("stage 1", seed) for seed in (0, 1)),
         *(("whole", seed) for seed in (0, 1)),
     }
+    parts = quality.PARTS["head"][1]
+    monkeypatch.setitem(parts, "stage 1", {**parts["stage 1"], "hidden_dim": 48})
+    changed = call("--seeds", "0", "1")  # another config: measured anew, in place of the old rows
+    assert len(changed) == 4 and whole(changed) == whole(both)
+    assert [row["config"].get("hidden_dim") for row in changed].count(48) == 2
+    again = call("--seeds", "1", "--only", "whole", "--again")
+    assert [row for row in changed if row not in again] == [whole(changed)[1]]
+    assert whole(again)[1]["rsum"] == whole(changed)[1]["rsum"] and len(again) == 4
+    both = again
+
     monkeypatch.setattr(quality, "_machine", lambda config: "another card")
     capsys.readouterr()
     more = call("--seeds", "0", "--only", "whole")

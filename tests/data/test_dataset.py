@@ -183,17 +183,19 @@ def test_fewer_images_than_a_batch_make_one_batch() -> None:
 def test_sides_are_found_as_by_one_caption_after_the_other() -> None:
     """Whole words only, in any case, of any script's letters."""
     words = ["left", "LEFT,", "on-right", "lefty", "bright", "rıght", "RİGHT", "éleft", "up"]
+    words += ["leftmost", "Rightwards", "righthanded"]
     forms = ("{}", "a {}", "{} b", "a {} b")
     captions = [form.format(word) for word in words for form in forms]
     table = CaptionTable.build(
-        [(number, f"{number}.jpg", Path("x")) for number in range(12)],
+        [(number, f"{number}.jpg", Path("x")) for number in range(16)],
         [(number, caption, number // 3) for number, caption in enumerate(captions)],
         name="sides",
         split="train",
     )
-    slow = np.zeros(12, dtype=bool)
+    slow = np.zeros(16, dtype=bool)
+    side = r"\b(left|right|leftmost|rightwards|righthanded)\b"
     for number, caption in enumerate(captions):
-        slow[number // 3] |= bool(re.search(r"\b(left|right)\b", caption, re.IGNORECASE))
+        slow[number // 3] |= bool(re.search(side, caption, re.IGNORECASE))
     assert np.array_equal(names_sides(table), slow)
-    assert 0 < slow.sum() < 12
+    assert 0 < slow.sum() < 16
     assert not names_sides(table.take_images(np.flatnonzero(~slow))).any()

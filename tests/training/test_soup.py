@@ -62,3 +62,26 @@ def test_the_mean_of_the_best_epochs_is_kept_where_it_is_better(
     said = "the soup is kept" if rsum > 0 else "the epoch is kept"
     assert said in capsys.readouterr().err
     assert not list(run.state_path.parent.glob("epoch-*.safetensors"))  # three times the weights
+
+
+def test_a_run_killed_before_the_soup_was_tasted_tastes_it_when_resumed(
+    tables: Tables, best: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = best.replace(head_epochs=0, num_epochs=2, soup=2)
+    whole = fit(*tables, out=tmp_path / "whole", config=config)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Keeper, "taste_soup", killed)
+        with pytest.raises(Killed):
+            fit(*tables, out=tmp_path / "run", config=config)
+    assert not Run.open(tmp_path / "run").is_complete
+    run = fit(*tables, out=tmp_path / "run", config=config, resume=True)
+    assert run.is_complete and run.history()[-1]["soup"] == whole.history()[-1]["soup"]
+    kept, expected = load_file(run.weights_path), load_file(whole.weights_path)
+    assert all(torch.equal(kept[key], expected[key]) for key in expected)

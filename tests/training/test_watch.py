@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from captune.config import FIELDS
 from captune.training.watch import EpochSigns, Watchdog, effective_rank, spread
 
+STAGE_2_KEYS = ("learning_rate", "num_epochs")
 HEALTHY = EpochSigns(
     epoch=1,
     train_loss=3.9,
@@ -191,6 +193,23 @@ def test_two_things_at_once_are_two_sentences() -> None:
     assert len(found) == 2 and all("\n" not in sentence for sentence in found)
 
 
-def test_the_keys_that_it_tells_to_change_exist() -> None:
-    named = {"learning_rate", "num_epochs", "dropout", "augment", "learn_temperature"}
-    assert named <= set(FIELDS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_keys_that_it_tells_to_change_are_of_the_stage(stage: int) -> None:
+    wrong = [
+        epochs(spread=[0.01]),
+        epochs(train_loss=[4.86, 4.86], rsum=[3.0, 3.0]),
+        epochs(train_loss=[9.0, 9.0], rsum=[3.0, 3.0]),
+        epochs(train_loss=[2.0, 1.9, 1.8], rsum=[120.0, 100.0, 80.0]),
+        epochs(temperature=[0.01]),
+        epochs(temperature=[0.5]),
+    ]
+    sentences = [
+        sentence
+        for history in wrong
+        for found in said([replace(signs, stage=stage) for signs in history])
+        for sentence in found
+    ]
+    assert len(sentences) == len(wrong)
+    named = {key for sentence in sentences for key in re.findall(r"[a-z]+(?:_[a-z]+)+", sentence)}
+    rate, passes = ("head_learning_rate", "head_epochs") if stage == 1 else STAGE_2_KEYS
+    assert named == {rate, passes, "learn_temperature"} and named <= set(FIELDS)

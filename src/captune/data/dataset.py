@@ -21,7 +21,7 @@ from captune.data.table import CaptionTable, Rows
 from captune.data.tabular import TableOptions
 from captune.processes import Processes
 
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+SIDES = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b", re.IGNORECASE)
 
 
 class DrawKey(NamedTuple):

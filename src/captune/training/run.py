@@ -190,8 +190,10 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to train and the best model is there."""
-        return finished(self.config, self.history()) and self.weights_path.is_file()
+        """Whether nothing is left to train, a soup neither, and the best model is there."""
+        history = self.history()
+        done = finished(self.config, history) and self.weights_path.is_file()
+        return done and not (self.config.soup and self.state_path.is_file())
 
     # -- what it holds ----------------------------------------------------------------------
     def history(self) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ class EpochSigns:
         spread, effective_rank: :func:`spread` and :func:`effective_rank` of validation images.
         dimension: D of the embeddings.
         images: how many images these two are of.
+        stage: 1 or 2.
     """
 
     epoch: int
@@ -59,6 +60,17 @@ class EpochSigns:
     effective_rank: float
     dimension: int
     images: int
+    stage: int = 2
+
+    @property
+    def rate(self) -> str:
+        """The key of the stage's learning rate."""
+        return "head_learning_rate" if self.stage == 1 else "learning_rate"
+
+    @property
+    def passes(self) -> str:
+        """The key of the stage's length."""
+        return "head_epochs" if self.stage == 1 else "num_epochs"
 
     @classmethod
     def of(
@@ -81,6 +93,7 @@ class EpochSigns:
             effective_rank=row["effective_rank"],
             dimension=dimension,
             images=row["images"],
+            stage=row["stage"],
         )
 
 
@@ -173,7 +186,7 @@ def _collapse(signs: EpochSigns) -> str:
     else:
         return ""
     return (
-        f"the embeddings of the {signs.images:,} validation images {what}: lower learning_rate, "
+        f"the embeddings of the {signs.images:,} validation images {what}: lower {signs.rate}, "
         "and check that the image files are not copies of a few pictures"
     )
 
@@ -193,10 +206,10 @@ def _stuck(history: list[EpochSigns]) -> str:
         return ""
     figures = f"({signs.train_loss:.3f}, chance is {signs.chance_loss:.3f})"
     if share > DIVERGING_SHARE:
-        return f"the training loss is worse than guessing {figures}: lower learning_rate"
+        return f"the training loss is worse than guessing {figures}: lower {signs.rate}"
     return (
         f"the training loss is no better than guessing {figures}: check that each caption stands "
-        "with its own image; if they do, try learning_rate ten times lower, then ten times higher"
+        f"with its own image; if they do, try {signs.rate} ten times lower, then ten times higher"
     )
 
 
@@ -213,7 +226,7 @@ def _overfitting(history: list[EpochSigns]) -> str:
     return (
         f"recall on validation falls while the training loss falls (rsum {third.rsum:.1f}, best "
         f"{best.rsum:.1f} in epoch {best.epoch}): it learns the training images by heart. The best "
-        "epoch is kept; for a better one take fewer num_epochs, more dropout or augment=true"
+        f"epoch is kept; for a better one take fewer {third.passes}, more dropout or augment=true"
     )
 
 
@@ -230,7 +243,7 @@ def _temperature(signs: EpochSigns) -> str:
     if signs.temperature >= high * (1 - TEMPERATURE_MARGIN):
         return (
             f"the temperature has risen to its limit {high}: images and captions do not match; "
-            "check that each caption stands with its own image, then lower learning_rate"
+            f"check that each caption stands with its own image, then lower {signs.rate}"
         )
     return ""
 

@@ -93,7 +93,7 @@ def demo(
     images: int = TRAIN_SCENES,
     overrides: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Draw ``images`` training scenes beside ``out``, train ``plain``, report on unseen scenes.
+    """Draw ``images`` training scenes beside ``out``, train on them, report on unseen ones.
 
     A demo that was stopped goes on; one that is complete is measured again.
 

@@ -246,6 +246,14 @@ def _draw(
     return [("Training", curves), ("Zero-shot classification", bars)]
 
 
+def _best(history: list[dict[str, Any]]) -> str:
+    """The epoch whose weights were kept, or those of which they are the mean."""
+    soup = history[-1].get("soup", {"kept": False})
+    if soup["kept"]:
+        return f"the mean of {', '.join(map(str, soup['epochs']))}"
+    return str(max(history, key=lambda row: float(row["rsum"]))["epoch"])
+
+
 def _facts(run: Run, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """What somebody needs to repeat it."""
     config = run.config
@@ -254,11 +262,7 @@ def _facts(run: Run, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("recipe and towers", config.describe()),
         ("image tower", config.image_encoder_name),
         ("text tower (frozen)", config.text_encoder_name),
-        (
-            "epochs",
-            f"{len(history)}, best by rsum on {run.provenance.val_split}: "
-            f"{max(history, key=lambda row: float(row['rsum']))['epoch']}",
-        ),
+        ("epochs", f"{len(history)}, best by rsum on {run.provenance.val_split}: {_best(history)}"),
         ("training time", f"{sum(row['seconds'] for row in history) / 60:.1f} minutes"),
         ("seed", str(config.seed)),
         ("reported on", f"{metrics['data']} {metrics['split']} ({metrics['split_digest'][:8]})"),
