@@ -9,6 +9,9 @@ from torch import Tensor, nn
 class ImageQueue(nn.Module):
     """The last Q image embeddings, a ring (cross-batch memory, Wang et al. 2020, section 3.2).
 
+    Of its images only a caption's own are left out of that caption's negatives: others whose
+    captions resemble it are not, for the queue keeps no captions.
+
     Its buffers lie in the state dict of the loss that owns it, so a resumed run has them again.
 
     Attributes:
