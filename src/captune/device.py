@@ -95,6 +95,8 @@ def leave_stopping_to_main(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nothing tells who has sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_heed_main, args=(os.getppid(),), daemon=True).start()
+    elif os.environ.get("LOCAL_WORLD_SIZE"):  # a launcher terminates all of them
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _heed_main(main: int) -> None:
