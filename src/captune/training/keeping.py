@@ -44,6 +44,9 @@ class Keeper:
     def save(self) -> None:
         """Write the weights as the run's best, with the temperature that belongs to them."""
         remember_temperature(self.model, self.criterion)
+        self._write()
+
+    def _write(self) -> None:
         if self.here.main:
             self.model.save_pretrained(self.run.folder)
 
@@ -54,10 +57,10 @@ class Keeper:
             Whether it is, by rsum.
         """
         row = history[-1]
-        remember_temperature(self.model, self.criterion)
+        remember_temperature(self.model, self.criterion)  # whatever of it is kept, and how
         best = max(history, key=lambda r: float(r["rsum"])) is row
         if best:
-            self.save()
+            self._write()
         if self.run.config.keep_epochs and row["stage"] == WHOLE and self.here.main:
             keep_epoch(self.run, row["epoch"], self.model)
         if self.here.main:
@@ -89,9 +92,9 @@ class Keeper:
                 f"soup of epochs {', '.join(map(str, epochs))}: rsum {rsum:.1f}, the best "
                 f"epoch {best:.1f}: {'the soup' if better else 'the epoch'} is kept"
             )
+            if better:
+                self._write()  # its temperature is the mean of theirs
             if self.here.main:
-                if better:  # its temperature is the mean of theirs
-                    self.model.save_pretrained(self.run.folder)
                 self.run.write_history(history)
         if self.here.main:
             self.soup.clear()
