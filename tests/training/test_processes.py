@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -45,13 +47,21 @@ class Begun(NamedTuple):
     log: Path
 
 
+def free_port() -> int:
+    """Below those that outgoing connections are given: one of them might take it before the job's
+    first process, which imports for seconds, listens there."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 def start(
     world: int, folder: Path, *jobs: str, within: Sequence[Sequence[str]] = (), address: str = ""
 ) -> list[Begun]:
     """The processes of a job, as a launcher starts them; ``within``: words before each command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     source = str(Path(__file__).parents[2] / "src")
     begun = []
     for rank in range(world):
