@@ -114,6 +114,7 @@ FULL_PARTS: dict[str, Mapping[str, Any]] = {
     "Lite0, plain": {"recipe": "plain"},
     "Lite1, best-adapter": {"towers": "minilm-lite1"},
     "Lite2, best-adapter": {"towers": "minilm-lite2"},
+    "Lite2, hard negatives": {"towers": "minilm-lite2", "hard_negatives": 5.0},
     "Lite2, 20 epochs": {"towers": "minilm-lite2", "num_epochs": 20},
     "Lite2, 20 epochs, 288 pixels": {
         "towers": "minilm-lite2",
