@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from captune.console import say
+from captune.files import replacing
 from captune.losses import Criterion
 from captune.models import CLIPModel
 from captune.processes import processes
@@ -27,7 +30,8 @@ class Keeper:
     Args:
         run: what it is kept in.
         model: the weights that are validated and saved: the moving average, where there is one.
-        criterion: its temperature is saved with them.
+        criterion: its temperature is saved with them; all that it has learnt comes back with the
+            best weights of stage 1, from which stage 2 starts.
         device: that of the training.
     """
 
@@ -40,6 +44,7 @@ class Keeper:
         self.criterion = criterion
         self.device = device
         self.soup = Soup(run.state_path.parent, size=run.config.soup)
+        self.learnt_path = run.state_path.parent / "criterion.safetensors"
 
     def save(self) -> None:
         """Write the weights as the run's best, with the temperature that belongs to them."""
@@ -61,6 +66,8 @@ class Keeper:
         best = max(history, key=lambda r: float(r["rsum"])) is row
         if best:
             self._write()
+            if row["stage"] != WHOLE and self.here.main:
+                self._write_learnt()
         if self.run.config.keep_epochs and row["stage"] == WHOLE and self.here.main:
             keep_epoch(self.run, row["epoch"], self.model)
         if self.here.main:
@@ -69,13 +76,36 @@ class Keeper:
             self.soup.add(self.model, history)
         return best
 
+    def _learnt(self) -> dict[str, nn.Parameter]:
+        """What a loss trains: a temperature, a bias, what one of the user's own has."""
+        loss = self.criterion
+        return dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
+
+    def _write_learnt(self) -> None:
+        learnt = {name: p.detach().cpu().contiguous() for name, p in self._learnt().items()}
+        with replacing(self.learnt_path) as temporary:
+            save_file(learnt, temporary)
+
+    @torch.no_grad()
     def end_stage(self, number: int, models: Sequence[CLIPModel]) -> None:
-        """Keep the best weights so far as the stage's end, and bring ``models`` back to them."""
+        """Keep the best weights so far as the stage's end, and bring ``models``, and what the loss
+        has learnt, back to them."""
         if self.here.main:  # the others might still see an older file
             keep_stage(self.run, number)
             for model in models:
                 model.load_weights(self.run.weights_path)
-        copy_from_main(models, self.device)
+            best = load_file(self.learnt_path) if self.learnt_path.is_file() else {}
+            for name, parameter in self._learnt().items():
+                if name in best:
+                    parameter.copy_(best[name])
+        loss = [self.criterion] if isinstance(self.criterion, nn.Module) else []
+        copy_from_main([*models, *loss], self.device)
+
+    def clear(self) -> None:
+        """Remove what only the next stage, or the end, would have needed."""
+        if self.here.main:
+            self.soup.clear()
+            self.learnt_path.unlink(missing_ok=True)
 
     def taste_soup(self, history: History, validate: Callable[[], dict[str, Any]]) -> None:
         """Keep the mean of the best epochs where ``validate`` finds it better than the best one."""
@@ -96,5 +126,3 @@ class Keeper:
                 self._write()  # its temperature is the mean of theirs
             if self.here.main:
                 self.run.write_history(history)
-        if self.here.main:
-            self.soup.clear()

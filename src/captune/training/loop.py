@@ -135,6 +135,7 @@ class TrainingLoop:
                 if self._stopping() and not finished(self.run.config, history):
                     raise self._halted()
             self.keeper.taste_soup(history, partial(self._measure, self.run.config))
+        self.keeper.clear()
         if self.here.main:  # three times the weights, and of no more use
             self.run.state_path.unlink(missing_ok=True)
         for tracker in self.accelerator.trackers if self.logs else ():
