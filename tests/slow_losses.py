@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from captune.matching import Pairs, match_pairs
 
 Queue = list[tuple[int, Tensor]]
+Written = dict[int, list[Tensor]]  # the frozen captions of each image that was in the queue
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -75,6 +76,7 @@ def slow_contrastive(
     beta: float = 0.0,
     share: float = 0.0,
     queue: Queue | None = None,
+    written: Written | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Image→text and text→image."""
     image, text = image.double(), text.double()
@@ -102,6 +104,7 @@ def slow_contrastive(
     to_image = []
     for j in range(pairs.own):
         described = {ids[i] for i in rows if pairs.positive[i, j] or pairs.ignored[i, j]}
+        described |= {n for n, mine in (written or {}).items() if _is_near(pairs, j, mine)}
         further = [row for number, row in queue or [] if number not in described]
         nothing = [False] * len(further)
         to_image.append(
@@ -116,6 +119,14 @@ def slow_contrastive(
             )
         )
     return torch.stack(to_text).mean(), torch.stack(to_image).mean()
+
+
+def _is_near(pairs: Pairs, caption: int, others: list[Tensor]) -> bool:
+    """Whether the own ``caption`` resembles one of ``others``, by frozen embeddings."""
+    if pairs.likeness is None:
+        return False
+    row = pairs.likeness.written[caption]
+    return any(float(row @ other) >= pairs.likeness.threshold for other in others)
 
 
 SETTINGS = [

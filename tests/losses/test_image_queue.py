@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from captune.losses import ContrastiveLoss, ImageQueue
-from slow_losses import SETTINGS, Queue, batch, slow_contrastive, unit
+from captune.matching import Likeness, match_pairs
+from slow_losses import SETTINGS, Queue, Written, batch, slow_contrastive, unit
 
 
 def test_the_queue_is_a_ring() -> None:
@@ -31,6 +35,8 @@ def test_the_queue_equals_the_slow_loop(settings: dict[str, float]) -> None:
     loss = ContrastiveLoss(queue=10, dimension=3, **settings)  # type: ignore[arg-type]
     adapter = torch.eye(3, requires_grad=True)
     memory: Queue = []
+    written: Written = {}
+    left_out = 0
     for step, shift in enumerate((100, 200, 0, 0)):
         image, frozen, pairs = batch(step)
         pairs = pairs._replace(
@@ -47,7 +53,11 @@ def test_the_queue_equals_the_slow_loop(settings: dict[str, float]) -> None:
             settings.get("hard_negatives", 0.0),
             settings.get("soft_targets", 0.0),
             memory[-10:],
+            written,
         )
+        without = slow_contrastive(image, text, pairs, queue=memory[-10:])
+        near = slow_contrastive(image, text, pairs, queue=memory[-10:], written=written)
+        left_out += bool(near[1] < without[1])
         bare = slow_contrastive(image, text, pairs)
         want = (slow[0] + slow[1]) / 2
         assert float(fast) == pytest.approx(float(want), rel=1e-5)
@@ -57,6 +67,66 @@ def test_the_queue_equals_the_slow_loop(settings: dict[str, float]) -> None:
         for a, b in zip(found, torch.autograd.grad(want, (image, adapter)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
         memory += list(zip(pairs.images.tolist(), image.detach(), strict=True))
+        owners = pairs.caption_images[: pairs.own].tolist()
+        written |= {
+            number: [frozen[j] for j, owner in enumerate(owners) if owner == number]
+            for number in pairs.images.tolist()
+        }
+    assert left_out >= 2  # there were near-duplicates of captions of images in the queue
+
+
+def test_captions_are_kept_as_long_as_their_images() -> None:
+    queue = ImageQueue(4, 2)
+    captions = unit(12, 3, 0)
+
+    def add(images: list[int], writers: list[int], rows: list[int]) -> set[tuple[int, int]]:
+        queue.append(unit(len(images), 2, 1), torch.tensor(images))
+        queue.remember(torch.tensor(writers), captions[rows])
+        found = (queue.written @ captions.T).argmax(1).tolist()
+        return set(zip(queue.writers.tolist(), found, strict=True))
+
+    assert add([1, 2], [1, 2, 1], [0, 1, 2]) == {(1, 0), (2, 1), (1, 2)}
+    assert add([3], [3], [3]) == {(1, 0), (2, 1), (1, 2), (3, 3)}
+    assert add([2], [2], [4]) == {(1, 0), (1, 2), (3, 3), (2, 4)}  # drawn anew
+    assert add([5, 6], [5, 6], [5, 6]) == {(3, 3), (2, 4), (5, 5), (6, 6)}
+    assert add(list(range(10, 16)), list(range(10, 16)), list(range(6))) == {
+        (image, image - 10) for image in range(12, 16)
+    }
+    alike = Likeness(captions[:0], captions, 0.99, "ignore")
+    assert sorted(queue.near(alike).nonzero()[:, 1].tolist()) == [2, 3, 4, 5]
+    assert not ImageQueue(4, 2).near(alike).any()
+
+
+def test_a_near_duplicate_of_a_caption_of_an_image_in_the_queue_is_no_negative() -> None:
+    """Its image, as near as can be, neither costs anything nor pushes the caption away."""
+    frozen, image = torch.eye(4), torch.eye(4)[:2]
+
+    def value(caption: Tensor, threshold: float) -> float:
+        loss = ContrastiveLoss(queue=2, dimension=4)
+        for ids, text in (([1, 2], frozen), ([3, 4], torch.stack((caption, frozen[3])))):
+            numbers = torch.tensor(ids)
+            pairs = match_pairs(numbers, numbers, text[:2], own=2, duplicate_threshold=threshold)
+            found = float(loss(image, text[:2], pairs))
+        return found
+
+    same = frozen[0]
+    # One of two queries had a second candidate as near as its own, in one of two directions.
+    assert value(same, 0.0) - value(same, 0.9) == pytest.approx(math.log(2) / 4, abs=1e-4)
+    other = frozen[2]
+    assert value(other, 0.9) == value(other, 0.0)
+
+
+def test_a_queue_at_rest_is_filled_and_not_used() -> None:
+    image, text, pairs = batch(0)
+    other = pairs._replace(images=pairs.images + 50, caption_images=pairs.caption_images + 50)
+    loss, bare = ContrastiveLoss(queue=8, dimension=3), ContrastiveLoss()
+    loss.queue_rests = True
+    assert [float(loss(image, text, p)) for p in (pairs, other)] == [
+        float(bare(image, text, p)) for p in (pairs, other)
+    ]
+    assert loss.queue is not None and (loss.queue.images >= 0).all()
+    loss.queue_rests = False
+    assert float(loss(image, text, other)) > float(bare(image, text, other))
 
 
 def test_the_same_image_in_the_queue_is_no_negative() -> None:
@@ -93,7 +163,9 @@ def test_the_state_brings_the_queue_back() -> None:
     one, other = (ContrastiveLoss(queue=6, dimension=3) for _ in range(2))
     for seed in range(2):
         one(*batch(seed))
-    assert set(one.state_dict()) == {"queue.embeddings", "queue.images", "queue.position"}
+    names = ("embeddings", "images", "position", "writers", "written")
+    assert set(one.state_dict()) == {f"queue.{name}" for name in names}
+    assert len(one.state_dict()["queue.writers"]) == 8
     other.load_state_dict(one.state_dict())
     for seed in range(2, 5):
         image, text, pairs = batch(seed)

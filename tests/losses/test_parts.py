@@ -98,7 +98,9 @@ def test_parts_add_up_to_the_loss_and_its_gradients(
         if loss.queue is not None:
             torch.manual_seed(3)
             earlier = F.normalize(torch.randn(15, D), dim=-1)
-            loss.queue.append(earlier, torch.arange(15) + int(step.images[0]) - 5)
+            ids = torch.arange(15) + int(step.images[0]) - 5
+            loss.queue.append(earlier, ids)
+            loss.queue.remember(ids[[2, 9, 2]], F.normalize(step.text[[0, 3, 6]] + 0.1, dim=-1))
         return loss
 
     want = value_and_gradients(step, make, step.whole())

@@ -213,16 +213,19 @@ def test_unfreezing_leaves_frozen_layers_frozen(tables: Tables, best: Config) ->
     assert seen == ["...o", "..oo", "..oo"]
 
 
-def test_hard_negatives_come_in_after_each_stages_first_epoch(tables: Tables, best: Config) -> None:
-    config = best.replace(hard_negatives=0.5)
+def test_hard_negatives_and_the_queue_come_in_after_each_stages_first_epoch(
+    tables: Tables, best: Config
+) -> None:
+    config = best.replace(hard_negatives=0.5, image_queue=8, mixup=0.0, head_mixup=0.0)
     plan, _ = planned(tables, config)
-    criterion = make_criterion(config)
+    criterion = make_criterion(config, 16)
     assert isinstance(criterion, ContrastiveLoss)
     seen = []
     for epoch in range(5):
         plan.stage_of(epoch).prepare(criterion, epoch)
-        seen.append(criterion.hard_negatives)
-    assert seen == [0.0, 0.5, 0.0, 0.5, 0.5]
+        seen.append((criterion.hard_negatives, criterion.queue_rests))
+    at_first, later = (0.0, True), (0.5, False)
+    assert seen == [at_first, later, at_first, later, later]
 
 
 # -- chance -----------------------------------------------------------------------------------

@@ -39,8 +39,10 @@ class ContrastiveLoss(Tempered):
             and :math:`a` the softmax over its candidates of the cosine, over :math:`T`, of captions
             with the mean of an image's own captions (the idea: Andonian et al. 2022; Gao et al.
             2022). Without gradient.
-        queue: so many earlier image embeddings are further negatives text→image. In training mode
-            and with pairs only: elsewhere ids are unknown or mean other images.
+        queue: so many earlier image embeddings are further negatives text→image, but of captions
+            that describe them or, as in the batch, resemble one that does. In training mode and
+            with pairs only: elsewhere ids are unknown or mean other images. While the attribute
+            ``queue_rests`` is set, they are kept and not used: a warm-up.
         dimension: D; needed with a queue.
 
     Inputs: ``image (B, D)``, ``text (C, D)``, unit length, and their pairs; None means C = B and
@@ -75,6 +77,7 @@ class ContrastiveLoss(Tempered):
         self.hard_negatives = hard_negatives
         self.soft_targets = soft_targets
         self.queue = ImageQueue(queue, dimension) if queue else None
+        self.queue_rests = False
 
     def forward(
         self, image: Tensor, text: Tensor, pairs: Pairs | PairsPart | None = None
@@ -96,7 +99,7 @@ class ContrastiveLoss(Tempered):
                 cosine = cosine[:, : part.own].T
                 soft = soft[:, : part.own].T if soft is not None else None
             block = part.to_image
-            if remember is not None:
+            if remember is not None and not self.queue_rests:
                 further, left_out = _queued(remember, own, part)  # (c, Q)
                 cosine = torch.cat((cosine, further), 1)
                 share = torch.cat((block.shares, torch.zeros_like(further)), 1)
@@ -105,6 +108,8 @@ class ContrastiveLoss(Tempered):
             to_image = self._direction(cosine, block, soft, part)
         if remember is not None:
             remember.append(image.detach(), part.images)
+            if part.likeness is not None:
+                remember.remember(part.caption_images[: part.own], part.likeness.written)
         return (to_text + to_image) / 2
 
     def _direction(
@@ -160,11 +165,15 @@ def _log_weights(scaled: Tensor, negative: Tensor) -> Tensor:
 def _queued(queue: ImageQueue, text: Tensor, part: PairsPart) -> tuple[Tensor, Tensor]:
     """Cosines ``(c, Q)`` of the part's own captions with the queue; where they are no negatives.
 
-    That is where the queue is still empty, and where the very images that a caption describes, or
-    ignores, in this batch lie in the queue from an earlier one.
+    That is where the queue is still empty, where the very images that a caption describes, or
+    ignores, in this batch lie in the queue from an earlier one, and where it is a near-duplicate of
+    a caption of another image there.
     """
     related = part.to_image.positive | part.to_image.ignored  # (c, B)
     again = part.images[:, None] == queue.images  # (B, Q)
     left_out = (related.float() @ again.float() > 0) | (queue.images < 0)
+    if part.likeness is not None:
+        own = part.likeness.written[part.columns]
+        left_out |= queue.near(part.likeness._replace(candidates=own)).T
     # A copy: the queue is overwritten before the gradient of `text` needs it.
     return text @ queue.embeddings.clone().T, left_out

@@ -27,6 +27,7 @@ class Pairs(NamedTuple):
         ignored: ``(B, C) bool``, neither positive nor negative; never where ``positive`` is.
         share: ``(B, C)`` fp32, how much of the image each positive describes: above 0 to 1, and 0
             for all others. None where a positive describes all of its image.
+        likeness: what near-duplicates were told by; None where none were looked for.
     """
 
     images: Tensor
@@ -35,6 +36,7 @@ class Pairs(NamedTuple):
     positive: Tensor
     ignored: Tensor
     share: Tensor | None = None
+    likeness: Likeness | None = None
 
 
 def one_to_one(rows: int, device: torch.device | str | None = None) -> Pairs:
@@ -90,7 +92,8 @@ def match_pairs(
     writers = caption_images[:own]
     likeness = Likeness(text[:own], text, duplicate_threshold, duplicates)
     positive, ignored = matched(images, writers, caption_images, likeness)
-    return Pairs(images, caption_images, own, positive, ignored)
+    told = likeness if duplicate_threshold > 0 else None
+    return Pairs(images, caption_images, own, positive, ignored, likeness=told)
 
 
 def mix_pairs(pairs: Pairs, partner: Tensor, weight: Tensor) -> Pairs:

@@ -26,6 +26,7 @@ class PairsPart(NamedTuple):
         to_text: ``(b, C)``, these images against all captions.
         to_image: ``(c, B)``, these captions against all images.
         total: adds up a tensor over all parts, without a gradient.
+        likeness: as in :class:`Pairs`, of the whole step.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class PairsPart(NamedTuple):
     to_text: Block
     to_image: Block
     total: Callable[[Tensor], Tensor]
+    likeness: Likeness | None = None
 
 
 def match_part(
@@ -86,7 +88,9 @@ def match_part(
         to_text = mixed(one, other, weight[rows])
         one, there = block(every, columns), partner.to(device)
         to_image = mixed(one, Block(one.positive[there], one.ignored[there]), weight)
-    return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total)
+    likeness = Likeness(text[:own], text, duplicate_threshold, duplicates)
+    told = likeness if duplicate_threshold > 0 else None
+    return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total, told)
 
 
 def whole(pairs: Pairs) -> PairsPart:
@@ -95,4 +99,12 @@ def whole(pairs: Pairs) -> PairsPart:
     own = slice(pairs.own)
     to_image = Block(*(None if mask is None else mask[:, own] for mask in to_text)).turned  # type: ignore[arg-type]
     columns = torch.arange(pairs.own, device=pairs.images.device)
-    return PairsPart(*pairs[:3], slice(None), columns, to_text, to_image, lambda tensor: tensor)
+    return PairsPart(
+        *pairs[:3],
+        slice(None),
+        columns,
+        to_text,
+        to_image,
+        lambda tensor: tensor,
+        pairs.likeness,
+    )

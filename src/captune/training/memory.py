@@ -110,22 +110,26 @@ class StepMemory:
                 self.config = self._smaller(batch, said)
             self._optimizer.zero_grad(set_to_none=True)
             self._model.zero_grad(set_to_none=True)
-            for buffer, before in remembered:
-                buffer.copy_(before)
+            for module, name, buffer, before in remembered:
+                setattr(module, name, buffer.copy_(before))  # it may be another one by now
             draws.again()
             gc.collect()
             give_back_freed_memory()
 
-    def _remembered(self) -> list[tuple[Tensor, Tensor]]:
-        """The buffers that a forward pass changes, with copies of them."""
+    def _remembered(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+        """The buffers that a forward pass changes, where they are, with copies of them."""
         parts: list[nn.Module] = [
             module
             for module in self._model.modules()
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         ]
         if isinstance(self._criterion, nn.Module):
-            parts.append(self._criterion)
-        return [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
+            parts += self._criterion.modules()
+        return [
+            (part, name, buffer, buffer.clone())
+            for part in parts
+            for name, buffer in part.named_buffers(recurse=False)
+        ]
 
     def _smaller(self, batch: Batch, said: str) -> Config:
         """The config with half the chunk, and a line that says so; ``said``: by the allocator."""

@@ -114,12 +114,14 @@ class Stage:
 
     def prepare(self, criterion: Criterion | None, epoch: int) -> None:
         """What changes with the epoch: which layers train (gradual unfreezing, Howard and Ruder
-        2018), and hard negatives, which come in after a stage's first epoch.
+        2018), and hard negatives and the queue, which come in after a stage's first epoch: until
+        then what is hard is chance, and embeddings age within a few steps.
 
         ``criterion``: None leaves a loss of the user's own as it was handed in.
         """
         if isinstance(criterion, ContrastiveLoss):
             criterion.hard_negatives = self.config.hard_negatives if epoch > self.first else 0.0
+            criterion.queue_rests = epoch == self.first
         if self.number == HEAD:
             return
         first_open = self._first_open(epoch)
