@@ -60,6 +60,7 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "8192 bank negatives": {"bank_negatives": 8192},
     "near-duplicates are negatives": {"duplicate_threshold": 0.0},
     "near-duplicates are positives": {"duplicates": "positive"},
+    "near-duplicates from a cosine of 0.8": {"duplicate_threshold": 0.8},
     "fixed temperature 0.07": {"learn_temperature": False},
     "no moving average": {"ema_decay": 0.0},
     "standardised features": {"standardise_features": True},
