@@ -116,6 +116,12 @@ FULL_PARTS: dict[str, Mapping[str, Any]] = {
     "Lite1, best-adapter": {"towers": "minilm-lite1"},
     "Lite2, best-adapter": {"towers": "minilm-lite2"},
     "Lite2, hard negatives": {"towers": "minilm-lite2", "hard_negatives": 5.0},
+    "Lite2, 16 epochs, hard negatives, 8192 bank negatives": {
+        "towers": "minilm-lite2",
+        "num_epochs": 16,
+        "hard_negatives": 5.0,
+        "bank_negatives": 8192,
+    },
     "Lite2, 20 epochs": {"towers": "minilm-lite2", "num_epochs": 20},
     "Lite2, 20 epochs, 288 pixels": {
         "towers": "minilm-lite2",
