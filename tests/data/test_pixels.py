@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from captune.data import pixels as pixels_module
 from captune.data.pixels import (
     UnreadableImageError,
     flipped,
+    image_batches,
     load_image,
     random_crop,
     resize_and_crop,
@@ -47,6 +48,28 @@ def test_orientation_of_the_camera_is_applied(tmp_path: Path) -> None:
     turned = load_image(tmp_path / "a.png")
     assert turned.size == (10, 20)
     assert turned.getpixel((5, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_photo_is_the_copy_turned_upright(
+    tmp_path: Path, mode: str, orientation: int | None
+) -> None:
+    """Decoding copies no photo that is upright and RGB already; a picture at hand it leaves alone."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    picture = gradient(24, 16).convert(mode)
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        slow = ImageOps.exif_transpose(opened).convert("RGB")
+        before = opened.copy()
+        (given,) = image_batches([opened], 16, 1)
+        assert opened.size == before.size and opened.tobytes() == before.tobytes()
+    found = load_image(tmp_path / "a.jpg")
+    assert found.mode == "RGB" and found.size == slow.size
+    assert found.tobytes() == slow.tobytes()
+    assert np.array_equal(given[0].numpy(), resize_and_crop(slow, 16))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
