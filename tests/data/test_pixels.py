@@ -55,7 +55,7 @@ def test_orientation_of_the_camera_is_applied(tmp_path: Path) -> None:
 def test_a_photo_is_the_copy_turned_upright(
     tmp_path: Path, mode: str, orientation: int | None
 ) -> None:
-    """Decoding copies no photo that is upright and RGB already; a picture at hand it leaves alone."""
+    """No photo is copied that is upright and RGB already; a picture at hand is left as it is."""
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
