@@ -13,7 +13,7 @@ from typing import Any
 from captune.errors import CaptuneError, nearest
 from captune.recipes import DEFAULT_RECIPE, RECIPES, TOWERS
 
-LEARNT_TEMPERATURES = (0.01, 0.5)  # what captune.losses keeps a learnt temperature between
+LEARNT_TEMPERATURES = (0.01, 0.5)  # what a loss keeps a learnt temperature between
 SOFTMAX_ONLY = ("hard_negatives", "soft_targets", "image_queue")
 
 
@@ -53,7 +53,9 @@ class Config(Mapping[str, Any]):
     criterion: str = _key("", "package.module:factory of a loss; '' = the one of `loss`")
     loss: str = _key("infonce", "softmax or sigmoid over pairs", choices=("infonce", "siglip"))
     temperature: float = _key(0.07, "the loss's temperature, or its first value", above=0.0)
-    learn_temperature: bool = _key(True, "train the temperature too, kept between 0.01 and 0.5")
+    learn_temperature: bool = _key(
+        True, "train the temperature too, kept between {} and {}".format(*LEARNT_TEMPERATURES)
+    )
     captions_per_image: int = _key(0, "captions of an image in a step; 0 = all", low=0)
     bank_negatives: int = _key(2048, "random captions of all as further negatives a step", low=0)
     image_queue: int = _key(0, "embeddings of recent images as further negatives", low=0)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.config import LEARNT_TEMPERATURES
+
 # Fewer images than this have neither a meaningful spread nor a meaningful rank.
 MIN_IMAGES = 16
 # Mean cosine above 0.95. Contrastively trained image towers lie in a cone too (CLIP's mean cosine
@@ -28,8 +30,7 @@ DIVERGING_SHARE = 1.05
 LEARNING_GROWTH = 2.0
 # Two falls in a row that lose less than this of the best rsum are a plateau's jitter.
 HARMFUL_FALL = 0.02
-# Where a trained temperature is held (config: learn_temperature), and how near counts as there.
-TEMPERATURE_LIMITS = (0.01, 0.5)
+# How near to one of its limits a trained temperature counts as there.
 TEMPERATURE_MARGIN = 0.02
 
 
@@ -232,7 +233,7 @@ def _overfitting(history: list[EpochSigns]) -> str:
 
 def _temperature(signs: EpochSigns) -> str:
     """A trained temperature that rests at one of its limits."""
-    low, high = TEMPERATURE_LIMITS
+    low, high = LEARNT_TEMPERATURES
     if signs.temperature is None:
         return ""
     if signs.temperature <= low * (1 + TEMPERATURE_MARGIN):
