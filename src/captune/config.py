@@ -116,7 +116,10 @@ class Config(Mapping[str, Any]):
     patience: int = _key(3, "stop after this many epochs without a better rsum; 0 = never", low=0)
 
     # The photos.
-    augment: bool = _key(True, "random resized crops and flips of the training images")
+    augment: bool = _key(True, "crops, flips and what else varies training photos; false = none")
+    flip: bool = _key(
+        True, "mirror training photos half of the time, unless a caption says left or right"
+    )
     crop_scale: float = _key(0.5, "least share of the picture in a crop", above=0.0, high=1.0)
     colour_jitter: float = _key(0.0, "brightness, contrast, saturation vary by this", low=0.0)
     rand_augment: int = _key(0, "RandAugment's magnitude, two operations; 0 = none", low=0, high=10)
@@ -249,6 +252,11 @@ class Config(Mapping[str, Any]):
     def text_encoder_name(self) -> str:
         """The text tower that is meant: named here, or the towers' own."""
         return self.text_encoder or TOWERS[self.towers].text_encoder
+
+    @property
+    def flips(self) -> bool:
+        """Whether training photos are mirrored: ``augment=false`` switches that off, too."""
+        return self.augment and self.flip
 
     @property
     def clip_normalisation(self) -> bool:

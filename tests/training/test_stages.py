@@ -85,6 +85,21 @@ def test_one_stage_alone(
     assert plan.stage_of(5).number == number  # asked for by a run that is done
 
 
+@pytest.mark.parametrize(
+    ("changes", "mirrored"), [({}, True), ({"flip": False}, False), ({"augment": False}, False)]
+)
+def test_both_stages_mirror_training_photos_or_neither(
+    tables: Tables, best: Config, changes: dict[str, Any], mirrored: bool
+) -> None:
+    plan, _ = planned(tables, best.replace(**{"augment": True, **changes}))
+    head, whole = plan.stage_of(0), plan.stage_of(2)
+    assert (head.train_loader.store.mirrored is not None) == mirrored
+    assert head.train_loader.mirrored == mirrored
+    drawn = whole.train_loader.dataset.augment
+    assert (drawn is not None and drawn.flip) == mirrored
+    assert (drawn is not None) == ("augment" not in changes)
+
+
 def test_layer_wise_rates_are_those_done_by_hand(tables: Tables, best: Config) -> None:
     config = best.replace(layer_decay=0.5, head_rate_factor=3.0, text_adapter=True)
     plan, model = planned(tables, config)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from captune.bank import CaptionBank
 from captune.config import Config
-from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
@@ -24,7 +23,7 @@ from captune.losses import ContrastiveLoss, Criterion
 from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.feature_batches import FeatureBatches
-from captune.training.loader import Batches, crop_side, make_loader
+from captune.training.loader import Batches, augmentation, crop_side, make_loader
 from captune.training.schedule import planned_epochs, rate_factor, warmup_within
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
@@ -206,7 +205,7 @@ class Plan:
     def _features(self, place: int) -> FeatureBatches:
         """Batches of the training (0) or validation (1) split from kept features."""
         (table, bank), training = self._listed(place), place == 0
-        store = self._store(table, mirrored=training and self.config.augment)
+        store = self._store(table, mirrored=training and self.config.flips)
         return FeatureBatches(store, table, bank, self.config, shuffle=training)
 
     def _listed(self, place: int) -> tuple[CaptionTable, CaptionBank]:
@@ -223,11 +222,11 @@ class Plan:
         if training and isinstance(self.train, StreamTable):
             return self._streamed(self.train)
         table, bank = self._listed(place)
-        drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
+        drawn = augmentation(config) if training else None
         dataset = COCOClipDataset(
             table=table,
             image_size=self.model.preprocess.image_size,
-            augment=drawn if config.augment and training else False,
+            augment=drawn or False,
             seed=config.seed,
         )
         return make_loader(dataset, bank, config, shuffle=training)
