@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,6 +21,7 @@ from captune.features import FeatureStore
 from captune.losses import ContrastiveLoss, Criterion
 from captune.models import CLIPModel
 from captune.processes import processes
+from captune.training.chance import chance_loss
 from captune.training.feature_batches import FeatureBatches
 from captune.training.loader import Batches, augmentation, crop_side, make_loader
 from captune.training.schedule import planned_epochs, rate_factor, warmup_within
@@ -80,14 +80,8 @@ class Stage:
     def chance_loss(self) -> float:
         """The loss of embeddings that carry no information; infinite where that is not known."""
         config = self.config
-        if config.criterion or config.loss != "infonce":
-            return math.inf
         images = config.head_batch_size if self.number == HEAD else config.batch_size
-        table = self.train_loader.table
-        images = min(images, len(table))  # fewer than a batch make one small batch
-        each = config.captions_per_image or table.num_captions / len(table)
-        captions = min(table.num_captions, images * each + config.bank_negatives)
-        return (math.log(captions) + math.log(images + config.image_queue)) / 2
+        return chance_loss(config, self.train_loader.table, images)
 
     def groups(self, model: CLIPModel, criterion: Criterion) -> list[dict[str, Any]]:
         """AdamW's parameter groups, from the input to the output, the loss's own last.
