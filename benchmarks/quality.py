@@ -54,7 +54,7 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "no mixup": {"head_mixup": 0.0},
     "no dropout of hidden units": {"dropout": 0.0},
     "no dropout of features": {"feature_dropout": 0.0},
-    "no mirrored photos": {"augment": False},
+    "no mirrored photos": {"augment": False},  # which varies nothing else in stage 1
     "one caption an image": {"captions_per_image": 1},
     "no bank negatives": {"bank_negatives": 0},
     "8192 bank negatives": {"bank_negatives": 8192},
@@ -88,6 +88,7 @@ WHOLE_PARTS: dict[str, Mapping[str, Any]] = {
     "unfrozen over 3 epochs": {"unfreeze_epochs": 3},
     "BatchNorm statistics move": {"freeze_batch_norm": False},
     "no augmentation": {"augment": False},
+    "no mirrored photos": {"flip": False},
     "crops of 20 % and more": {"crop_scale": 0.2},
     "colour jitter 0.3": {"colour_jitter": 0.3},
     "RandAugment 5": {"rand_augment": 5},
@@ -136,6 +137,8 @@ FULL_PARTS: dict[str, Mapping[str, Any]] = {
         "bank_negatives": 8192,
     },
 }
+# Keys that are younger than the first rows, with what had gone for each until then.
+BEFORE = {"flip": True}
 # The demo's scenes (captune data demo scenes), at equal time: plain takes as many passes as fit.
 PLAIN = {"recipe": "plain", **demo_config(recipe="plain").differences()}
 DEMO_PARTS: dict[str, Mapping[str, Any]] = {
@@ -204,8 +207,13 @@ def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> 
 
 
 def digest_of(config: Config) -> str:
-    """Of every value, the defaults of today among them: another config's figure is another one."""
-    return hashlib.blake2b(json.dumps(dict(config)).encode(), digest_size=8).hexdigest()
+    """Of every value, the defaults of today among them: another config's figure is another one.
+
+    A key that came later counts from where it says something new: what was measured without it is
+    what would be measured now.
+    """
+    values = {key: value for key, value in config.items() if BEFORE.get(key) != value}
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, int, str]:

@@ -218,6 +218,14 @@ def test_json_round_trip(batch: int, rate: float, norm: bool, towers: str, image
     assert Config.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("augment", [True, False])
+def test_photos_are_mirrored_where_neither_switch_is_off(augment: bool, flip: bool) -> None:
+    config = DEFAULT_CONFIG.replace(augment=augment, flip=flip)
+    assert config.flips == (augment and flip)
+    assert DEFAULT_CONFIG.flips and not DEFAULT_CONFIG.replace(recipe="plain").flips
+
+
 def test_suffixes_of_the_flags() -> None:
     suffixes = [
         DEFAULT_CONFIG.replace(use_batch_norm=norm, use_attention_pooling=attention).suffix

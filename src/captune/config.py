@@ -13,7 +13,7 @@ from typing import Any
 from captune.errors import CaptuneError, nearest
 from captune.recipes import DEFAULT_RECIPE, RECIPES, TOWERS
 
-LEARNT_TEMPERATURES = (0.01, 0.5)  # what captune.losses keeps a learnt temperature between
+LEARNT_TEMPERATURES = (0.01, 0.5)  # what a loss keeps a learnt temperature between
 SOFTMAX_ONLY = ("hard_negatives", "soft_targets", "image_queue")
 
 
@@ -53,7 +53,9 @@ class Config(Mapping[str, Any]):
     criterion: str = _key("", "package.module:factory of a loss; '' = the one of `loss`")
     loss: str = _key("infonce", "softmax or sigmoid over pairs", choices=("infonce", "siglip"))
     temperature: float = _key(0.07, "the loss's temperature, or its first value", above=0.0)
-    learn_temperature: bool = _key(True, "train the temperature too, kept between 0.01 and 0.5")
+    learn_temperature: bool = _key(
+        True, "train the temperature too, kept between {} and {}".format(*LEARNT_TEMPERATURES)
+    )
     captions_per_image: int = _key(0, "captions of an image in a step; 0 = all", low=0)
     bank_negatives: int = _key(2048, "random captions of all as further negatives a step", low=0)
     image_queue: int = _key(0, "embeddings of recent images as further negatives", low=0)
@@ -114,7 +116,10 @@ class Config(Mapping[str, Any]):
     patience: int = _key(3, "stop after this many epochs without a better rsum; 0 = never", low=0)
 
     # The photos.
-    augment: bool = _key(True, "random resized crops and flips of the training images")
+    augment: bool = _key(True, "crops, flips and what else varies training photos; false = none")
+    flip: bool = _key(
+        True, "mirror training photos half of the time, unless a caption says left or right"
+    )
     crop_scale: float = _key(0.5, "least share of the picture in a crop", above=0.0, high=1.0)
     colour_jitter: float = _key(0.0, "brightness, contrast, saturation vary by this", low=0.0)
     rand_augment: int = _key(0, "RandAugment's magnitude, two operations; 0 = none", low=0, high=10)
@@ -247,6 +252,11 @@ class Config(Mapping[str, Any]):
     def text_encoder_name(self) -> str:
         """The text tower that is meant: named here, or the towers' own."""
         return self.text_encoder or TOWERS[self.towers].text_encoder
+
+    @property
+    def flips(self) -> bool:
+        """Whether training photos are mirrored: ``augment=false`` switches that off, too."""
+        return self.augment and self.flip
 
     @property
     def clip_normalisation(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from captune.config import FIELDS, Config
 from captune.files import read_versioned
 
 Script = Callable[[str], ModuleType]
@@ -84,3 +87,27 @@ def test_what_is_measured_stays_and_each_machine_is_measured_by_itself(
     assert [line.split(" | ")[0] for line in tables["another card"].splitlines()[2:]] == ["| whole"]
     rest = tables[both[0]["machine"]].splitlines()[2:]
     assert [line.split(" | ")[0] for line in rest] == ["| whole", "| stage 1"]
+
+
+def test_a_key_that_came_later_leaves_what_was_measured_without_it_measured(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("quality")
+    config = Config(dropout=0.25)
+    of_then = {key: value for key, value in config.items() if key != "flip"}
+    digest = hashlib.blake2b(json.dumps(of_then).encode(), digest_size=8).hexdigest()
+    assert module.digest_of(config) == digest
+    others = [config.replace(flip=False), config.replace(dropout=0.3), config.replace(seed=1)]
+    assert len({digest, *map(module.digest_of, others)}) == 4
+    assert set(module.BEFORE) <= set(FIELDS)
+    # What counts is what went for it then, not what is its default now.
+    monkeypatch.setitem(module.BEFORE, "flip", False)
+    assert module.digest_of(config) != digest == module.digest_of(config.replace(flip=False))
+
+
+def test_every_part_of_every_table_is_a_config(script: Script) -> None:
+    module = script("quality")
+    for base, parts in module.PARTS.values():
+        configs = [Config.from_mapping({**base, **module.SHARED, **own}) for own in parts.values()]
+        digests = {module.digest_of(config) for config in configs}
+        assert len(digests) == len(parts)  # no two parts are the same training

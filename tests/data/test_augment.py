@@ -102,6 +102,21 @@ def test_the_share_reaches_the_crop_and_small_crops_are_decoded_larger() -> None
     assert [Augmentation(s).least_side(224) for s in (1.0, 0.5, 0.125)] == [224, 224, 448]
 
 
+def test_without_flips_the_same_crops_are_never_mirrored() -> None:
+    turned = 0
+    for seed in range(40):
+        rngs = [np.random.default_rng(seed) for _ in range(3)]
+        as_drawn, plain, crop = (
+            Augmentation(rand_augment=0).apply(ramp(64, 64), 32, rngs[0], flip_allowed=True),
+            Augmentation(flip=False).apply(ramp(64, 64), 32, rngs[1], flip_allowed=True),
+            random_crop(ramp(64, 64), 32, rngs[2], scale=(0.5, 1.0)),
+        )
+        assert np.array_equal(plain, crop)
+        assert rngs[0].random() == rngs[1].random()  # RandAugment's draws stay the same
+        turned += not np.array_equal(as_drawn, crop)
+    assert 8 < turned < 32
+
+
 @pytest.mark.parametrize("values", [(0.0, 0), (1.1, 0), (0.5, -1), (0.5, 11)])
 def test_values_out_of_range_are_refused(values: tuple[float, int]) -> None:
     with pytest.raises(CaptuneError, match=r"crop_scale|rand_augment"):

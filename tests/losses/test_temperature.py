@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from captune.config import LEARNT_TEMPERATURES, Config
+from captune.errors import CaptuneError
 from captune.losses import ContrastiveLoss, SigLIPLoss
 from slow_losses import batch, slow_contrastive
 
@@ -58,3 +60,17 @@ def test_the_state_brings_the_temperature_back() -> None:
     one, other = (ContrastiveLoss(temperature=t, learn_temperature=True) for t in (0.1, 0.3))
     other.load_state_dict(one.state_dict())
     assert other.temperature == one.temperature == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveLoss, SigLIPLoss])
+def test_a_loss_learns_from_just_the_temperatures_that_a_config_takes(
+    kind: type[ContrastiveLoss] | type[SigLIPLoss],
+) -> None:
+    low, high = LEARNT_TEMPERATURES
+    for inside in (low, high):
+        assert kind(temperature=Config(temperature=inside).temperature, learn_temperature=True)
+    for outside in (0.999 * low, 1.001 * high):
+        with pytest.raises(CaptuneError, match="where it is learnt"):
+            Config(temperature=outside)
+        with pytest.raises(ValueError, match="must start between"):
+            kind(temperature=outside, learn_temperature=True)

@@ -43,7 +43,7 @@ def kept(
     table: CaptionTable, model: CLIPModel, config: Config, *, shuffle: bool = True
 ) -> FeatureBatches:
     store = FeatureStore.build(
-        table, model, mirrored=config.augment, precision="fp32", num_workers=0, progress=False
+        table, model, mirrored=config.flips, precision="fp32", num_workers=0, progress=False
     )
     return FeatureBatches(store, table, bank_of(table, model), config, shuffle=shuffle)
 
@@ -111,6 +111,11 @@ def test_about_half_of_the_training_images_are_mirrored_and_none_in_validation(
         )
     ]
     assert 70 < sum(turned) < 140 and len(turned) == 210
+    upright = FeatureBatches(  # the mirrored view lies there, and nobody asks for it
+        training.store, table, training.bank, settings.replace(flip=False), shuffle=True
+    )
+    for batch in (batch for epoch in range(3) for batch in upright.batches(epoch)):
+        assert torch.equal(batch.inputs, training.store.lookup(batch.images.numpy()))
     for batch in kept(table, model, settings.replace(augment=True), shuffle=False).batches(0):
         assert torch.equal(batch.inputs, training.store.lookup(batch.images.numpy()))
 

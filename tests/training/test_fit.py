@@ -292,6 +292,7 @@ def test_warm_up_is_cut_aloud(
     said = capsys.readouterr().err
     assert "warm-up cut from 500 to 1: a tenth of all steps" in said
     assert said.startswith("recipe plain · towers clip-resnet50 · image_encoder=")
+    assert said.count("recipe plain") == 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

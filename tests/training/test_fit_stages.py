@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from captune.training import loop as loop_module
 from captune.training.average import MovingAverage
 from captune.training.fit import fit
 from captune.training.run import Run
+from captune.training.stages import Plan
 from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
@@ -415,6 +417,22 @@ def test_every_choice_learns(
         # Hard negatives come in after the first epoch and make the loss another one.
         first = losses[1] if "hard_negatives" in changes else losses[0]
         assert losses[-1] < first, losses
+
+
+def test_a_sigmoid_training_on_photos_that_tell_nothing_is_said_to_be_stuck(
+    tables: Tables, best: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its loss starts at three times chance, for its bias does, and comes down to it."""
+    for row in range(1, len(tables[0])):
+        shutil.copy(tables[0].path(0), tables[0].path(row))
+    values = {"loss": "siglip", "temperature": 0.1, "duplicate_threshold": 0.0, "patience": 0}
+    long = {"head_epochs": 16, "head_learning_rate": 1e-2, "freeze_backbone": True}
+    history = fit(*tables, out=tmp_path / "run", config=best.replace(**values, **long)).history()
+    chance = Plan(CLIPModel.from_config(best), *tables, best.replace(**values)).stage_of(0)
+    assert history[0]["train_loss"] > 3 * chance.chance_loss
+    late = [row["train_loss"] for row in history[-5:]]
+    assert np.mean(late) == pytest.approx(chance.chance_loss, rel=0.05)
+    assert "no better than guessing" in capsys.readouterr().err
 
 
 def test_a_loss_of_ones_own_is_left_as_it_is(

@@ -114,6 +114,8 @@ def test_the_plan_hands_the_keys_to_the_training_photos_only(
     stage = plan.stage_of(0)
     assert stage.train_loader.dataset.augment == Augmentation(0.25, 6)
     assert stage.val_loader.dataset.augment is None  # type: ignore[attr-defined]
+    upright = Plan(plan.model, *tables, config.replace(flip=False))
+    assert upright.stage_of(0).train_loader.dataset.augment == Augmentation(0.25, 6, flip=False)
     plain = Plan(plan.model, *tables, config.replace(augment=False))
     assert plain.stage_of(0).train_loader.dataset.augment is None
 

@@ -85,6 +85,21 @@ def test_one_stage_alone(
     assert plan.stage_of(5).number == number  # asked for by a run that is done
 
 
+@pytest.mark.parametrize(
+    ("changes", "mirrored"), [({}, True), ({"flip": False}, False), ({"augment": False}, False)]
+)
+def test_both_stages_mirror_training_photos_or_neither(
+    tables: Tables, best: Config, changes: dict[str, Any], mirrored: bool
+) -> None:
+    plan, _ = planned(tables, best.replace(**{"augment": True, **changes}))
+    head, whole = plan.stage_of(0), plan.stage_of(2)
+    assert (head.train_loader.store.mirrored is not None) == mirrored
+    assert head.train_loader.mirrored == mirrored
+    drawn = whole.train_loader.dataset.augment
+    assert (drawn is not None and drawn.flip) == mirrored
+    assert (drawn is not None) == ("augment" not in changes)
+
+
 def test_layer_wise_rates_are_those_done_by_hand(tables: Tables, best: Config) -> None:
     config = best.replace(layer_decay=0.5, head_rate_factor=3.0, text_adapter=True)
     plan, model = planned(tables, config)
@@ -256,7 +271,7 @@ def test_chance_is_the_loss_of_embeddings_that_are_all_alike(
         assert float(loss) == pytest.approx(stage.chance_loss, rel=1e-5)
 
 
-def test_a_queue_counts_for_chance_and_other_losses_have_none(tables: Tables, best: Config) -> None:
+def test_a_queue_counts_for_chance_and_ones_own_loss_has_none(tables: Tables, best: Config) -> None:
     config = best.replace(bank_negatives=0, captions_per_image=1)
 
     def chance(**changes: Any) -> float:
@@ -265,7 +280,7 @@ def test_a_queue_counts_for_chance_and_other_losses_have_none(tables: Tables, be
     assert chance(image_queue=24, head_mixup=0.0, mixup=0.0) == pytest.approx(
         (math.log(8) + math.log(32)) / 2
     )
-    assert chance(loss="siglip") == chance(criterion="own:loss") == math.inf
+    assert chance(criterion="own:loss") == math.inf
 
 
 # -- the plain recipe is what it was ----------------------------------------------------------

@@ -174,6 +174,19 @@ def test_crops_and_captions_do_not_depend_on_who_reads(
         assert all(map(torch.equal, alone[row], together[row]))
 
 
+def test_a_stream_is_mirrored_unless_flips_are_off(
+    make: Callable[..., StreamLoader], config: Config
+) -> None:
+    def pixels(**changes: object) -> dict[int, Tensor]:
+        batches = make(config.replace(augment=True, **changes)).batches(0)
+        return {int(row): p for b in batches for row, p in zip(b.images, b.inputs, strict=True)}
+
+    drawn, upright = pixels(), pixels(flip=False)
+    turned = {row for row in drawn if not torch.equal(drawn[row], upright[row])}
+    assert all(torch.equal(drawn[row], upright[row].flip(-1)) for row in turned)
+    assert 4 < len(turned) < len(drawn) - 4
+
+
 def test_shards_in_another_store_are_read_by_workers(config: Config) -> None:
     store = fsspec.filesystem("memory")
     for number in range(3):

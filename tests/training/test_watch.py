@@ -149,6 +149,33 @@ def test_a_loss_that_stays_at_chance() -> None:
     assert "each caption stands with its own image" in second[0]
 
 
+def test_a_loss_that_comes_down_from_far_above_chance_is_left_to_come() -> None:
+    down = epochs(train_loss=[20.0, 9.0, 6.0, 5.5, 5.0, 4.82, 4.81], rsum=[3.0] * 7)
+    assert [len(found) for found in said(down)] == [0] * 6 + [1]
+    for last, words in ((8.9, "no better than guessing"), (9.1, "worse than guessing")):
+        halted = epochs(train_loss=[20.0, 9.0, last], rsum=[3.0] * 3)
+        assert words in said(halted)[2][0]
+
+
+def test_the_sigmoid_loss_of_flickr8k_and_of_its_captions_shuffled() -> None:
+    """The first epochs of stage 1 of best-adapter, as they were measured."""
+    chance = [36.349] * 5
+    learning = epochs(
+        chance_loss=chance,
+        train_loss=[39.644, 30.902, 28.576, 27.602, 26.832],
+        rsum=[70.4, 171.4, 219.4, 238.5, 256.5],
+    )
+    assert said(learning) == [[]] * 5
+    shuffled = epochs(
+        chance_loss=chance,
+        train_loss=[40.769, 36.682, 36.503, 36.407, 36.321],
+        rsum=[3.4, 4.7, 5.0, 5.3, 4.8],
+    )
+    warnings = said(shuffled)
+    assert [len(found) for found in warnings] == [0, 0, 1, 0, 0]
+    assert "no better than guessing (36.503, chance is 36.349)" in warnings[2][0]
+
+
 def test_a_loss_above_chance() -> None:
     _, (warning,) = said(epochs(train_loss=[5.5, 6.2], rsum=[3.2, 3.2]))
     assert "worse than guessing" in warning and "lower learning_rate" in warning

@@ -72,6 +72,18 @@ def test_validating_on_training_images_is_said_before_training_starts(
     assert "24 images of train are in train too" in capsys.readouterr().err
 
 
+def test_the_first_line_names_the_recipe_once_whatever_the_tables_have_to_say(
+    coco: Path, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train2014", "val2014"):
+        next((coco / split).iterdir()).unlink()
+    train(str(coco), config=tiny_config.replace(head_epochs=1), out=tmp_path / "run")
+    said = capsys.readouterr().err.splitlines()
+    recipes = [number for number, line in enumerate(said) if line.startswith("recipe ")]
+    assert recipes == [0] and " head_epochs=1 " in said[0], said
+    assert all("images are not there" in line for line in said[1:3])
+
+
 def test_an_unreadable_image_is_named_counted_and_skipped(
     coco: Path, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ class Augmentation:
     Args:
         crop_scale: the least share of the area that a crop keeps, above 0 to 1.
         rand_augment: magnitude, 0 to 10, of two random operations (Cubuk et al. 2020); 0: none.
+        flip: mirror half of the photos.
 
     Raises:
         CaptuneError: a value out of its range.
@@ -36,6 +37,7 @@ class Augmentation:
 
     crop_scale: float = CROP_SCALE[0]
     rand_augment: int = 0
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale <= 1:
@@ -56,15 +58,15 @@ class Augmentation:
         Args:
             image: RGB.
             size: S.
-            rng: advanced by the crop's draws, the flip's, then those of RandAugment: so neither
-                ``flip_allowed`` nor ``rand_augment`` changes which crop is drawn.
+            rng: advanced by the crop's draws, the flip's, then those of RandAugment: so none of
+                ``flip``, ``flip_allowed`` and ``rand_augment`` changes which crop is drawn.
             flip_allowed: False where a mirrored picture would make its captions lie.
 
         Returns:
             ``(3, S, S)`` uint8 RGB.
         """
         pixels = random_crop(image, size, rng, scale=(self.crop_scale, CROP_SCALE[1]))
-        if rng.random() < 0.5 and flip_allowed:
+        if rng.random() < 0.5 and self.flip and flip_allowed:
             pixels = flipped(pixels)
         if self.rand_augment == 0:
             return pixels

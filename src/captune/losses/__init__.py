@@ -5,10 +5,8 @@ from captune.losses.criterion import Criterion, PairedCriterion, PartialCriterio
 from captune.losses.image_queue import ImageQueue
 from captune.losses.infonce import InfoNCELoss
 from captune.losses.siglip import SigLIPLoss
-from captune.losses.temperature import TEMPERATURES
 
 __all__ = [
-    "TEMPERATURES",
     "ContrastiveLoss",
     "Criterion",
     "ImageQueue",

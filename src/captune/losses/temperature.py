@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-TEMPERATURES = (0.01, 0.5)  # a learnt temperature stays between these
+from captune.config import LEARNT_TEMPERATURES
 
 
 class Tempered(nn.Module):
@@ -21,7 +21,7 @@ class Tempered(nn.Module):
 
     def __init__(self, temperature: float, learn_temperature: bool) -> None:
         super().__init__()
-        low, high = TEMPERATURES
+        low, high = LEARNT_TEMPERATURES
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, found {temperature}")
         if learn_temperature and not low <= temperature <= high:
@@ -41,7 +41,7 @@ class Tempered(nn.Module):
         """
         if self.log_scale is None:
             return torch.tensor(1 / self._fixed)
-        low, high = TEMPERATURES
+        low, high = LEARNT_TEMPERATURES
         with torch.no_grad():
             self.log_scale.clamp_(-math.log(high), -math.log(low))
         return self.log_scale.exp()

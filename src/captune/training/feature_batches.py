@@ -24,7 +24,7 @@ class FeatureBatches:
         store: the features of the table's images; those that could not be read are left out.
         table: images and captions.
         bank: of ``table.texts()``.
-        config: seed, ``augment`` (mirrored features), ``head_batch_size``, captions of a step.
+        config: seed, ``flip`` (mirrored features), ``head_batch_size``, captions of a step.
         shuffle: a new order each epoch, last partial batch dropped; else in order, all of it.
     """
 
@@ -41,7 +41,7 @@ class FeatureBatches:
         self.store = store
         self.table = table
         self.bank = bank
-        self.mirrored = config.augment and shuffle
+        self.mirrored = config.flips and shuffle
         self.captions = caption_draw(table, config) if shuffle else None
         self._rows = np.flatnonzero(store.readable)
         self.here = processes()

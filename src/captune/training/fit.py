@@ -32,6 +32,7 @@ def fit(
     resume: bool = False,
     provenance: Provenance | None = None,
     on_epoch: Callable[[Run], None] | None = None,
+    announce: bool = True,
 ) -> Run:
     """Train an image tower on ``train``, keep the model that is best on ``val``.
 
@@ -46,6 +47,8 @@ def fit(
         provenance: where the tables came from, so that later commands find the data.
         on_epoch: called with the run after each epoch, when all of it is saved; what it raises
             ends the training, which can be resumed. Of several processes, each calls it.
+        announce: say recipe, towers and changes in the first line; False for who has said them
+            already, before opening tables that may have something to say themselves.
 
     Started by ``torchrun`` or ``accelerate launch``, several processes share each batch
     (:mod:`captune.training.sharing`): all must call ``fit`` with the same arguments, and see the
@@ -66,7 +69,8 @@ def fit(
             f"batches of {smallest} images cannot be shared by {here.count} processes: take "
             "batch_size and head_batch_size at least as large, or fewer processes"
         )
-    say(config.describe())
+    if announce:
+        say(config.describe())
     run = Run(Path(out), config, provenance or Provenance())
     here.check_same("\0".join([config.to_json(), train.digest, val.digest]), "data or config")
     if here.from_main(lambda: _claim(run, resume)):

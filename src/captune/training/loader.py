@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
+from captune.data.augment import Augmentation
 from captune.data.dataset import (
     COCOClipDataset,
     EpochBatches,
@@ -250,6 +251,13 @@ def crop_side(epoch: int, config: Config, image_size: int) -> int:
     if not config.progressive_resizing:
         return full
     return training_side(epoch - config.head_epochs, config.num_epochs, full)
+
+
+def augmentation(config: Config) -> Augmentation | None:
+    """What is drawn for the pixels of training photos, a table's or a stream's; None: nothing."""
+    if not config.augment:
+        return None
+    return Augmentation(config.crop_scale, config.rand_augment, config.flip)
 
 
 def caption_draw(table: Captioned, config: Config) -> CaptionDraw | None:

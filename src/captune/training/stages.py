@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from captune.bank import CaptionBank
 from captune.config import Config
-from captune.data.augment import Augmentation
 from captune.data.dataset import COCOClipDataset
 from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
@@ -23,8 +21,9 @@ from captune.features import FeatureStore
 from captune.losses import ContrastiveLoss, Criterion
 from captune.models import CLIPModel
 from captune.processes import processes
+from captune.training.chance import chance_loss
 from captune.training.feature_batches import FeatureBatches
-from captune.training.loader import Batches, crop_side, make_loader
+from captune.training.loader import Batches, augmentation, crop_side, make_loader
 from captune.training.schedule import planned_epochs, rate_factor, warmup_within
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
@@ -81,14 +80,8 @@ class Stage:
     def chance_loss(self) -> float:
         """The loss of embeddings that carry no information; infinite where that is not known."""
         config = self.config
-        if config.criterion or config.loss != "infonce":
-            return math.inf
         images = config.head_batch_size if self.number == HEAD else config.batch_size
-        table = self.train_loader.table
-        images = min(images, len(table))  # fewer than a batch make one small batch
-        each = config.captions_per_image or table.num_captions / len(table)
-        captions = min(table.num_captions, images * each + config.bank_negatives)
-        return (math.log(captions) + math.log(images + config.image_queue)) / 2
+        return chance_loss(config, self.train_loader.table, images)
 
     def groups(self, model: CLIPModel, criterion: Criterion) -> list[dict[str, Any]]:
         """AdamW's parameter groups, from the input to the output, the loss's own last.
@@ -208,7 +201,7 @@ class Plan:
     def _features(self, place: int) -> FeatureBatches:
         """Batches of the training (0) or validation (1) split from kept features."""
         (table, bank), training = self._listed(place), place == 0
-        store = self._store(table, mirrored=training and self.config.augment)
+        store = self._store(table, mirrored=training and self.config.flips)
         return FeatureBatches(store, table, bank, self.config, shuffle=training)
 
     def _listed(self, place: int) -> tuple[CaptionTable, CaptionBank]:
@@ -225,11 +218,11 @@ class Plan:
         if training and isinstance(self.train, StreamTable):
             return self._streamed(self.train)
         table, bank = self._listed(place)
-        drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
+        drawn = augmentation(config) if training else None
         dataset = COCOClipDataset(
             table=table,
             image_size=self.model.preprocess.image_size,
-            augment=drawn if config.augment and training else False,
+            augment=drawn or False,
             seed=config.seed,
         )
         return make_loader(dataset, bank, config, shuffle=training)

@@ -12,14 +12,20 @@ from torch.utils.data import DataLoader
 
 from captune.config import Config
 from captune.console import say
-from captune.data.augment import Augmentation
 from captune.data.stream_dataset import StreamDataset
 from captune.data.stream_order import Reader, StreamOrder
 from captune.data.stream_table import StreamTable
 from captune.device import leave_stopping_to_main, loader_workers
 from captune.errors import CaptuneError
 from captune.processes import Processes
-from captune.training.loader import Batch, caption_draw, crop_side, make_batch, note_unreadable
+from captune.training.loader import (
+    Batch,
+    augmentation,
+    caption_draw,
+    crop_side,
+    make_batch,
+    note_unreadable,
+)
 from captune.training.progress import EpochProgress
 from captune.training.sharing import exchange
 from captune.training.stream_bank import StreamBank
@@ -60,12 +66,11 @@ class StreamLoader:
         self.layout = f"{here.count} × {reader.lanes} readers (processes × loader workers)"
         share = max(1, config.batch_size // here.count)
         self.order = StreamOrder(table.samples, share, seed=config.seed, world_size=here.count)
-        drawn = Augmentation(crop_scale=config.crop_scale, rand_augment=config.rand_augment)
         self.dataset = StreamDataset(
             table,
             self.order,
             image_size=image_size,
-            augment=drawn if config.augment else None,
+            augment=augmentation(config),
             buffer=config.shuffle_buffer,
             reader=reader,
         )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.config import LEARNT_TEMPERATURES
+
 # Fewer images than this have neither a meaningful spread nor a meaningful rank.
 MIN_IMAGES = 16
 # Mean cosine above 0.95. Contrastively trained image towers lie in a cone too (CLIP's mean cosine
@@ -20,16 +22,18 @@ COLLAPSED_RANK = 3.0
 COLLAPSED_SHARE = 0.2
 # The first epoch is warm-up, and on small data only a few steps: it may well be at chance.
 STUCK_FROM_EPOCH = 2
-# Any training that learns is below this share of ln N by then (Flickr8k's first: 0.81).
+# Any training that learns is below this share of chance by then (Flickr8k's first: 0.81, with the
+# sigmoid loss 0.85), or comes down to it by at least as much an epoch: the sigmoid loss may start
+# far above, for its bias does.
 STUCK_SHARE = 0.97
-# Above ln N by more than an untrained model's luck: steps so large that they do harm.
+# Above chance by more than an untrained model's luck, and not falling: steps so large that they do
+# harm.
 DIVERGING_SHARE = 1.05
 # With very many negatives the loss moves late; recall that doubled shows that it does learn.
 LEARNING_GROWTH = 2.0
 # Two falls in a row that lose less than this of the best rsum are a plateau's jitter.
 HARMFUL_FALL = 0.02
-# Where a trained temperature is held (config: learn_temperature), and how near counts as there.
-TEMPERATURE_LIMITS = (0.01, 0.5)
+# How near to one of its limits a trained temperature counts as there.
 TEMPERATURE_MARGIN = 0.02
 
 
@@ -40,7 +44,8 @@ class EpochSigns:
     Attributes:
         epoch: from 1.
         train_loss: mean of the epoch.
-        chance_loss: the loss of embeddings that carry no information: ln N for a softmax over N.
+        chance_loss: the loss of embeddings that carry no information
+            (:func:`captune.training.chance.chance_loss`).
         val_loss: of any scale, as long as it stays the same one.
         rsum: sum of the six recalls on validation, percent.
         temperature: None where it is not trained.
@@ -197,15 +202,18 @@ def _rank_limit(signs: EpochSigns) -> float:
 
 
 def _stuck(history: list[EpochSigns]) -> str:
-    """The training loss still at chance, and recall not rising either."""
+    """The training loss still at chance and not falling, and recall not rising either."""
     signs = history[-1]
     if signs.epoch < STUCK_FROM_EPOCH or signs.chance_loss <= 0:
         return ""
     share = signs.train_loss / signs.chance_loss
     if share < STUCK_SHARE or signs.rsum >= LEARNING_GROWTH * history[0].rsum > 0:
         return ""
+    before = history[-2].train_loss if len(history) > 1 else 0.0
+    if signs.train_loss < STUCK_SHARE * before:
+        return ""
     figures = f"({signs.train_loss:.3f}, chance is {signs.chance_loss:.3f})"
-    if share > DIVERGING_SHARE:
+    if share > DIVERGING_SHARE and signs.train_loss >= before:
         return f"the training loss is worse than guessing {figures}: lower {signs.rate}"
     return (
         f"the training loss is no better than guessing {figures}: check that each caption stands "
@@ -232,7 +240,7 @@ def _overfitting(history: list[EpochSigns]) -> str:
 
 def _temperature(signs: EpochSigns) -> str:
     """A trained temperature that rests at one of its limits."""
-    low, high = TEMPERATURE_LIMITS
+    low, high = LEARNT_TEMPERATURES
     if signs.temperature is None:
         return ""
     if signs.temperature <= low * (1 + TEMPERATURE_MARGIN):

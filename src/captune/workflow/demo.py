@@ -104,6 +104,7 @@ def demo(
     folder = Path(out)
     config = demo_config(**(overrides or {}))
     data = folder.with_name(f"{folder.name}-data")
+    say(config.describe())
     say(f"drawing {images:,} scenes to learn from, and {TEST_SCENES} in combinations unseen there")
     draw_demo(data, train=images, val=VAL_SCENES, test=TEST_SCENES, seed=config.seed)
     source = open_source(data)

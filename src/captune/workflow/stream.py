@@ -53,7 +53,10 @@ def train_on_shards(
             "shards have no validation split: give --val-data DATA, a COCO 2014 folder, a pack or "
             "a table"
         )
-    config = _without_stage_one(config)
+    wanted, config = config, _without_stage_one(config)
+    say(config.describe())
+    if wanted.head_epochs:
+        say("a stream keeps no features, so it has no stage 1: head_epochs=0")
     options = (options or TableOptions()).resolved()
     source = open_source(val_data, options)
     val_split = config.val_split or source.val_split
@@ -74,6 +77,7 @@ def train_on_shards(
         config=config,
         resume=resume,
         provenance=provenance,
+        announce=False,
     )
     subject = sample_subject(run, val_table)
     metrics, page = tell(run, subject)
@@ -96,7 +100,4 @@ def _without_stage_one(config: Config) -> Config:
         raise CaptuneError("shards have no splits: leave out train_split, and name other shards")
     if config.freeze_backbone:
         raise CaptuneError("freeze_backbone stops after stage 1, which a stream has not")
-    if config.head_epochs:
-        say("a stream keeps no features, so it has no stage 1: head_epochs=0")
-        config = config.replace(head_epochs=0)
-    return config
+    return config.replace(head_epochs=0)

@@ -57,6 +57,7 @@ def train(
     """
     options = (options or TableOptions()).resolved()
     source = open_source(data, options)
+    say(config.describe())
     return train_and_tell(
         source,
         Provenance(
@@ -82,7 +83,10 @@ def train_and_tell(
     subject: Subject | None = None,
     on_epoch: Callable[[Run], None] | None = None,
 ) -> Outcome:
-    """Train, then tell: ``subject`` is what the page is about, default the validation split."""
+    """Train, then tell: ``subject`` is what the page is about, default the validation split.
+
+    The caller has said ``config``: what is said here and by the tables comes after the recipe.
+    """
     train_table = source.table(provenance.train_split)
     val_table = source.table(provenance.val_split)
     give_back_freed_memory()  # of parsing: all loader processes would start with it
@@ -95,6 +99,7 @@ def train_and_tell(
         resume=resume,
         provenance=provenance,
         on_epoch=on_epoch,
+        announce=False,
     )
     told = subject or sample_subject(run, val_table)
     here = processes()
