@@ -29,6 +29,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from filelock import FileLock
 from record import device_name, processor_seconds
@@ -45,6 +47,8 @@ from captune.workflow.demo import DEMO_CONFIG, demo_config
 VERSION = 1
 RESULTS = Path(__file__).parent / "results"
 
+# Trained on captions of other images: what comes out is what chance, and choosing an epoch, give.
+CONTROL = "captions of other images"
 # Stage 1 takes a minute or two, so its parts are measured at full size.
 HEAD = {"recipe": "best-adapter", "freeze_backbone": True}
 HEAD_PARTS: dict[str, Mapping[str, Any]] = {
@@ -74,6 +78,7 @@ HEAD_PARTS: dict[str, Mapping[str, Any]] = {
     "hard negatives, exponent 5": {"hard_negatives": 5.0},
     "SigLIP": {"loss": "siglip", "temperature": 0.1},
     "none of it (plain, 10 epochs of stage 1)": {"recipe": "plain", "head_epochs": 10},
+    CONTROL: {},
 }
 # Stage 2 takes an hour at full size: its parts are measured on smaller photos for fewer epochs.
 WHOLE = {"recipe": "best-adapter", "image_size": 128, "head_epochs": 10, "num_epochs": 3}
@@ -206,6 +211,17 @@ def after_stage_1(config: Config, out: Path, tables: Sequence[CaptionTable]) -> 
     return config.replace(head_epochs=0, temperature=1 / float(model.logit_scale)), model
 
 
+def shuffled(table: CaptionTable, seed: int) -> CaptionTable:
+    """Each image with all captions of one other image."""
+    images = np.random.default_rng(seed).permutation(len(table))
+    other = np.empty_like(images)
+    other[images] = np.roll(images, 1)
+    place = table.captions.schema.get_field_index("image")
+    owners = pa.array(other[table.image_of_caption])
+    captions = table.captions.set_column(place, "image", owners)
+    return CaptionTable.from_columns(table.images, captions, table.name, table.split)
+
+
 def digest_of(config: Config) -> str:
     """Of every value, the defaults of today among them: another config's figure is another one.
 
@@ -311,10 +327,11 @@ def main() -> None:
         model = None
         if arguments.part == "whole" and STAGE_2_KEYS.issuperset(parts[name]):
             config, model = after_stage_1(config, arguments.out, tables)
+        used = [shuffled(tables[0], seed), tables[1]] if name == CONTROL else tables
         with TemporaryDirectory(dir=arguments.out) as scratch:
             if arguments.part == "demo":  # features are a part of what best costs
                 os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
-            row = measure(name, config, Path(scratch) / "run", tables, model)
+            row = measure(name, config, Path(scratch) / "run", used, model)
         row["asked"] = asked
         with FileLock(f"{path}.lock"):  # one call may measure one seed, a second call another
             rest = [r for r in rows_in(path) if key_of(r) != key_of(row)]

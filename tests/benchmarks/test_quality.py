@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from captune.config import FIELDS, Config
+from captune.data.table import CaptionTable
 from captune.files import read_versioned
 
 Script = Callable[[str], ModuleType]
@@ -108,6 +109,33 @@ def test_a_key_that_came_later_leaves_what_was_measured_without_it_measured(
 def test_every_part_of_every_table_is_a_config(script: Script) -> None:
     module = script("quality")
     for base, parts in module.PARTS.values():
+        parts = {name: own for name, own in parts.items() if name != module.CONTROL}  # other data
         configs = [Config.from_mapping({**base, **module.SHARED, **own}) for own in parts.values()]
         digests = {module.digest_of(config) for config in configs}
         assert len(digests) == len(parts)  # no two parts are the same training
+
+
+def test_the_control_trains_on_captions_of_other_images(
+    quality: ModuleType, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[CaptionTable]] = {}
+
+    def measure(name: str, config: Config, folder: Path, tables: Any, model: Any) -> dict[str, Any]:
+        seen[name] = list(tables)
+        machine = quality._machine(config)
+        return {
+            **{"part": name, "seed": config.seed, "machine": machine, "rsum": 1.0},
+            **{"image_to_text": 1.0, "text_to_image": 1.0, "processor_seconds": 1.0},
+        }
+
+    parts = {"whole": {}, quality.CONTROL: {}}
+    monkeypatch.setattr(quality, "PARTS", {"head": (SMALL, parts)})
+    monkeypatch.setattr(quality, "measure", measure)
+    out = ["--out", str(tmp_path / "runs"), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", ["quality.py", str(coco), *out])
+    quality.main()
+    (right, val), (wrong, same_val) = seen["whole"], seen[quality.CONTROL]
+    assert same_val is val and wrong.texts() == right.texts()
+    assert wrong.file_keys() == right.file_keys()
+    assert (wrong.image_of_caption != right.image_of_caption).all()
+    assert sorted(wrong.caption_counts) == sorted(right.caption_counts)

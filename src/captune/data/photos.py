@@ -70,7 +70,7 @@ def open_photo(
         if least_side:
             image.draft("RGB", (2 * least_side, 2 * least_side))
         image.load()
-        # In place, where it can be: a copy of a photo takes as long as a third of decoding it.
+        # In place: what is upright and RGB already, as most photos are, is not copied.
         ImageOps.exif_transpose(image, in_place=True)
         return _opaque(image)
 
