@@ -154,6 +154,37 @@ def test_the_table_of_a_model_counts_what_is_trained(
     assert nb.describe_model(model) is model
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frozen_layers": 0.5}, "the image tower but for its first layers (50%)"),
+        ({"frozen_layers": 0.0}, "the whole image tower"),
+        ({"freeze_backbone": True, "use_attention_pooling": True}, "trainable parameters"),
+        ({"recipe": "best-adapter", "frozen_layers": 0.3}, "the image tower but for"),
+    ],
+)
+def test_the_table_of_a_config_counts_what_it_trains(
+    coco: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    """The temperature apart, which is the loss's, as many as the last stage says of itself."""
+    config = tiny_config.replace(**{"head_epochs": 1, **changes})
+    model = nb.describe_model(config)
+    printed = capsys.readouterr().out
+    assert all(parameter.requires_grad for parameter in model.parameters())  # shown, not changed
+    nb.train(coco, config, tmp_path)
+    stages = capsys.readouterr().err
+    assert words in stages
+    said = [line for line in stages.splitlines() if "trainable" in line]
+    counts = [int(line.split()[0].replace(",", "")) for line in said]
+    assert f"{counts[-1] - 1:,} trainable parameters" in printed
+    assert ("text adapter" in printed) == (config.recipe == "best-adapter")
+
+
 def test_training_again_goes_on_and_another_config_gets_its_own_folder(
     coco: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captune.config import Config
@@ -25,6 +27,7 @@ from captune.training.compiling import BackboneCompiler, CardClock, backbone_com
 from captune.training.fit import fit
 from captune.training.loader import Batch
 from captune.training.memory import StepAgainError
+from captune.training.progress import Verdict
 from captune.training.run import Run
 from captune.training.stop import TrainingStopped
 
@@ -466,6 +469,88 @@ def test_a_compiled_run_that_was_stopped_goes_on(
     run = fit(*tables, out=tmp_path / "run", config=config, resume=True)
     check_same(run, whole)
     assert compiled_steps(run) == compiled_steps(whole) == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("fast", "steps"), [(0.04, [0, 0, 1, 3, 3]), (0.06, [0, 0, 1, 1, 0])])
+@pytest.mark.parametrize("stop_at", [11, 12])
+def test_a_resumed_run_goes_on_in_the_way_that_its_trial_decided(
+    tables: Tables,
+    best: Config,
+    tmp_path: Path,
+    graphs: Graphs,
+    short_trials: Callable[[float], list[BackboneCompiler]],
+    ctrl_c_in_step: Callable[[int], None],
+    fast: float,
+    steps: list[int],
+    stop_at: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped inside an epoch and at its end; on another day, timings are the other way round."""
+    best = best.replace(num_epochs=3)
+    off = fit(*tables, out=tmp_path / "off", config=best)
+    short_trials(fast)
+    ctrl_c_in_step(stop_at)
+    with pytest.raises(TrainingStopped):
+        fit(*tables, out=tmp_path / "run", config=best)
+    capsys.readouterr()
+    short_trials(0.1 - fast)
+    run = fit(*tables, out=tmp_path / "run", config=best, resume=True)
+    check_same(run, off)
+    assert compiled_steps(run) == steps
+    assert "compiled backbone" not in capsys.readouterr().err
+
+
+def test_a_verdict_is_of_its_form_alone() -> None:
+    steps = Steps(0.04)
+    steps.do(TRIAL + 1)
+    assert steps.compiler.verdict == Verdict([8, 4, 0, 2], True)
+    other = Steps(0.06)
+    other.compiler.verdict = steps.compiler.verdict
+    assert other.do(1, images=7) == [False]  # some photos could not be read: a trial begins
+    assert other.clock.times() == [0.05]
+    assert other.do(3) == [True] * 3 and other.clock.times() == []
+    half = TRIAL // 2
+    assert other.do(TRIAL + 5, side=6) == [False] * half + [True] * half + [False] * 5
+    assert other.compiler.verdict == Verdict([8, 6, 0, 2], False)
+
+
+def test_what_is_not_worth_a_trial_or_cannot_be_compiled_is_decided_too() -> None:
+    short = Steps(0.04, left=TRIAL)
+    short.do(TRIAL // 2 + 1)
+    broken = Steps(0.04)
+    broken.do(TRIAL - 1)
+    with pytest.raises(StepAgainError):
+        broken.compiler.run(
+            Batch(torch.zeros(8, 4), *[torch.zeros(1)] * 3, own=1), lambda _: 1 // 0, Config()
+        )
+    for steps in (short, broken):
+        assert steps.compiler.verdict == Verdict([8, 4, 0, 2], False)
+
+
+@pytest.mark.parametrize("version", [2, 4])
+def test_a_state_of_before_knows_no_verdict_and_one_of_later_is_refused(
+    tables: Tables,
+    config: Config,
+    tmp_path: Path,
+    ctrl_c_in_step: Callable[[int], None],
+    version: int,
+) -> None:
+    config = config.replace(num_epochs=2)
+    whole = fit(*tables, out=tmp_path / "whole", config=config)
+    ctrl_c_in_step(2)
+    with pytest.raises(TrainingStopped) as stopped:
+        fit(*tables, out=tmp_path / "run", config=config)
+    path = stopped.value.run.state_path
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["state"])
+    assert header["format_version"] == 3 and header["progress"].pop("compiling", 0) is None
+    header["format_version"] = version
+    save_file(load_file(path), path, metadata={"state": json.dumps(header)})
+    if version == 4:
+        with pytest.raises(CaptuneError, match="format_version 4, this captune reads 3"):
+            fit(*tables, out=tmp_path / "run", config=config, resume=True)
+    else:
+        check_same(fit(*tables, out=tmp_path / "run", config=config, resume=True), whole)
 
 
 def test_crops_that_grow_and_layers_that_come_in_are_compiled_too(

@@ -53,6 +53,16 @@ def encoder_layers(encoder: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     return layers
 
 
+def split_layers(
+    encoder: nn.Module, frozen: float
+) -> tuple[list[list[nn.Parameter]], list[list[nn.Parameter]]]:
+    """The parameters of the layers that stay as they are, the share ``frozen`` of all from the
+    input, and of those that train. They are only told apart: nothing is frozen by it."""
+    layers = [parameters for _, parameters in encoder_layers(encoder)]
+    first = round(len(layers) * frozen)
+    return layers[:first], layers[first:]
+
+
 def freeze_batch_norm(module: nn.Module) -> None:
     """Put every BatchNorm in ``module`` into eval mode: its running statistics stay as they are.
 

@@ -12,6 +12,7 @@ from torch import nn
 from captune.config import Config
 from captune.data.sources import open_source
 from captune.encoders.head import AttentionPooling
+from captune.encoders.layers import split_layers
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.notebook.display import (
@@ -72,9 +73,15 @@ def show_samples(data: str | Path, split: str = "", *, count: int = 8, seed: int
 
 @plainly
 def describe_model(model: CLIPModel | Mapping[str, Any]) -> CLIPModel:
-    """Show the parts of a model, or of the one that a config names: parameters, trained or not."""
+    """Show the parts of a model, or of the one that a config names: parameters, trained or not.
+
+    What the config leaves as it is counts as not trained; of a model alone that is not known.
+    """
+    still: set[nn.Parameter] = set()
     if not isinstance(model, CLIPModel):
-        model = CLIPModel.from_config(Config.from_mapping(model))
+        config = Config.from_mapping(model)
+        model = CLIPModel.from_config(config)
+        still = _left_alone(model, config)
     side = model.preprocess.image_size
     image: Any = model.image_encoder
     parts: list[tuple[str, str, nn.Module]] = [
@@ -89,15 +96,14 @@ def describe_model(model: CLIPModel | Mapping[str, Any]) -> CLIPModel:
         for name, part in model.head.named_modules()
         if not list(part.children()) and _count(part)
     ]
-    rows = [
-        (name, shape, f"{_count(part):,}", "yes" if _count(part, trainable=True) else "–")
-        for name, shape, part in parts
-    ]
+    if model.text_adapter is not None:
+        parts.append(("text adapter", _form(model.text_adapter), model.text_adapter))
+    rows = [(name, what, f"{_count(part):,}", _trained(part, still)) for name, what, part in parts]
     text = model.text_encoder
     inner = getattr(text, "model", None)
     size = f"{_count(inner):,}" if isinstance(inner, nn.Module) else "its own"
     rows.append(("text tower", f"{text.name}: text to {text.dimension} values", size, "no, frozen"))
-    total = f"{_count(model, trainable=True):,} trainable parameters"
+    total = f"{_count(model, but=still):,} trainable parameters"
     show_table("Model", ("part", "what", "parameters", "trained"), rows, total)
     return model
 
@@ -110,8 +116,26 @@ def _form(layer: nn.Module) -> str:
     return f"{kind}, {layer.num_features}" if isinstance(layer, nn.BatchNorm1d) else kind
 
 
-def _count(part: nn.Module, *, trainable: bool = False) -> int:
-    return sum(p.numel() for p in part.parameters() if p.requires_grad or not trainable)
+def _left_alone(model: CLIPModel, config: Config) -> set[nn.Parameter]:
+    """What a training by ``config`` leaves as it is."""
+    if config.freeze_backbone:  # and what pools comes before the features that stage 1 keeps
+        pooling = model.pooling.parameters() if model.pooling is not None else ()
+        return {*model.image_encoder.parameters(), *pooling}
+    frozen, _ = split_layers(model.image_encoder, config.frozen_layers)
+    return {parameter for layer in frozen for parameter in layer}
+
+
+def _trained(part: nn.Module, still: set[nn.Parameter]) -> str:
+    trained = _count(part, but=still)
+    return "yes" if trained == _count(part) else f"{trained:,}" if trained else "–"
+
+
+def _count(part: nn.Module, *, but: set[nn.Parameter] | None = None) -> int:
+    """Of all parameters; with ``but`` of those that train, these left out."""
+    parameters = part.parameters()
+    if but is None:
+        return sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad and p not in but)
 
 
 @plainly

@@ -21,9 +21,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from captune.errors import CaptuneError
 from captune.files import replacing
-from captune.training.progress import EpochProgress
+from captune.training.progress import EpochProgress, Verdict
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, 3)  # 2 knew nothing of what was decided on compiling
 
 
 @dataclass
@@ -90,7 +91,7 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
         cards = _below("random.cuda.", tensors)
         for card in sorted(cards, key=int)[: torch.cuda.device_count()]:
             torch.cuda.set_rng_state(cards[card], int(card))
-    return EpochProgress(**header["progress"])
+    return _progress(header)
 
 
 def _load_optimizer(
@@ -121,7 +122,15 @@ def read_progress(path: Path) -> EpochProgress:
         CaptuneError: as :func:`load_state`.
     """
     header, _ = _read(path, tensors=False)
-    return EpochProgress(**header["progress"])
+    return _progress(header)
+
+
+def _progress(header: dict[str, Any]) -> EpochProgress:
+    """Of the header; JSON knows no tuples with names."""
+    progress = EpochProgress(**header["progress"])
+    if progress.compiling is not None:
+        progress.compiling = Verdict(*progress.compiling)
+    return progress
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,7 +144,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
             found = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CaptuneError(f"{path} cannot be read as a resume state: {error}") from None
-    if header.get("format_version") != VERSION:
+    if header.get("format_version") not in READABLE:
         stated = header.get("format_version")
         raise CaptuneError(f"{path} has format_version {stated!r}, this captune reads {VERSION}")
     return header, found

@@ -27,6 +27,7 @@ from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.loader import Batch
 from captune.training.memory import StepAgainError, is_out_of_memory
+from captune.training.progress import Verdict
 
 WARM_UP = 5  # steps of each way before those that count: buffers, kernels, the compiling itself
 TIMED = 20  # steps of each way that count
@@ -88,10 +89,13 @@ class BackboneCompiler:
         clock: decides by trial; None: compiled from the first step on, whatever it brings.
 
     ``compiled``: whether the last step was.
+    ``verdict``: of the last trial that ended. A resumed run sets it to the one it had: another
+    trial might go the other way, which rounds otherwise.
     """
 
     def __init__(self, backbone: nn.Module, clock: Clock | None = None) -> None:
         self.compiled = False
+        self.verdict: Verdict | None = None
         self._backbone: Any = backbone
         self._clock = clock
         self._call: Any = None  # what nn.Module calls in place of its own forward pass, once made
@@ -143,8 +147,9 @@ class BackboneCompiler:
         if form[1:] != self._form[1:] or images > self._form[0]:
             self._form = form
             if self._clock is not None and not self._failed:
-                self._after = False
-                self._trial = self._try(self._clock)
+                known = self.verdict if self.verdict and self.verdict.form == list(form) else None
+                self._after = known is not None and known.compiled
+                self._trial = iter(()) if known else self._try(self._clock)
         return next(self._trial, None) if self._is_usual(batch) else None
 
     def _try(self, clock: Clock) -> Iterator[bool]:
@@ -154,17 +159,21 @@ class BackboneCompiler:
         yield from [False] * TIMED
         plain = statistics.median(clock.times())
         if plain * self._left < WORTH:
+            self._decide(False)
             return
         yield from [True] * WARM_UP
         took = sum(clock.times()) - WARM_UP * plain
         yield from [True] * TIMED
         fast = statistics.median(clock.times())
-        self._after = fast < GAIN * plain
+        self._decide(fast < GAIN * plain)
         verdict = "kept" if self._after else "not faster, left as it was"
         say(
             f"compiled backbone: {1000 * plain:.1f} to {1000 * fast:.1f} ms a step, {verdict}; "
             f"compiling took {took:.0f} s"
         )
+
+    def _decide(self, compiled: bool) -> None:
+        self._after, self.verdict = compiled, Verdict(list(self._form), compiled)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -201,7 +210,8 @@ class BackboneCompiler:
                     f"the backbone cannot be compiled: take compile_backbone=auto or off ({why})"
                 ) from None
             raise error
-        self._failed, self._after, self._trial, self._why = True, False, iter(()), why
+        self._failed, self._trial, self._why = True, iter(()), why
+        self._decide(False)
 
 
 def backbone_compiler(

@@ -153,6 +153,7 @@ class TrainingLoop:
         return TrainingStopped(self.run)
 
     def _save_state(self, progress: EpochProgress) -> None:
+        progress.compiling = self.compiler.verdict if self.compiler else None
         if self.here.main:
             save_state(self.run.state_path, self.parts, progress)
 
@@ -165,6 +166,8 @@ class TrainingLoop:
         progress = read_progress(path)
         self.here.check_same(str(progress), f"state of the run at {path}")
         self._enter(self.plan.stage_of(progress.epoch))
+        if self.compiler is not None:
+            self.compiler.verdict = progress.compiling
         load_state(path, self.parts)
         self._align()  # each card has a state of its own in the file, of the main process's
         progress.chunk_size = 0  # here may be more memory than where it was found

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from captune.errors import CaptuneError
+
+
+class Verdict(NamedTuple):
+    """Whether steps of one form go on compiled (:mod:`captune.training.compiling`).
+
+    ``form``: images, side and whatever else the graph of a step depends on.
+    """
+
+    form: list[int]
+    compiled: bool
 
 
 @dataclass
@@ -17,6 +28,7 @@ class EpochProgress:
     ``step`` counts batches handed out, so it is also the position in the epoch's order.
     ``chunk_size``: what a step came down to that did not fit the memory; 0: the config's.
     ``compiled_steps``: how many were done with the backbone compiled.
+    ``compiling``: for which steps that was decided by trial, and how; None: for none yet.
     ``layout``: how many processes and loader workers share a stream; empty for a table, whose
     order knows of neither.
     """
@@ -30,6 +42,7 @@ class EpochProgress:
     chunk_size: int = 0
     layout: str = ""
     compiled_steps: int = 0
+    compiling: Verdict | None = None
 
     def summary(self) -> dict[str, float]:
         """Mean loss, in-batch accuracy in percent (both ways) and images a second."""

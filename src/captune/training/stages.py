@@ -15,7 +15,7 @@ from captune.config import Config
 from captune.data.dataset import COCOClipDataset
 from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
-from captune.encoders.layers import encoder_layers
+from captune.encoders.layers import split_layers
 from captune.errors import CaptuneError
 from captune.features import FeatureStore
 from captune.losses import ContrastiveLoss, Criterion
@@ -49,11 +49,11 @@ class Stage:
     @property
     def what(self) -> str:
         """In words."""
-        return (
-            "the head, on features kept from the frozen backbone"
-            if self.number == HEAD
-            else "the whole image tower"
-        )
+        if self.number == HEAD:
+            return "the head, on features kept from the frozen backbone"
+        if self.config.frozen_layers:
+            return f"the image tower but for its first layers ({self.config.frozen_layers:.0%})"
+        return "the whole image tower"
 
     @property
     def steps(self) -> int:
@@ -156,11 +156,9 @@ class Plan:
         self.config = config
         self.banks = [self._bank(table) for table in (train, val)]
         self._stages: dict[int, Stage] = {}
-        layers = [parameters for _, parameters in encoder_layers(model.image_encoder)]
-        frozen = round(len(layers) * config.frozen_layers)
-        for parameter in (p for layer in layers[:frozen] for p in layer):
+        frozen, self.layers = split_layers(model.image_encoder, config.frozen_layers)
+        for parameter in (p for layer in frozen for p in layer):
             parameter.requires_grad_(False)  # no gradient need reach them
-        self.layers = layers[frozen:]
 
     def _bank(self, table: CaptionTable | StreamTable) -> CaptionBank | StreamBank:
         encoder, precision = self.model.text_encoder, self.config.precision
