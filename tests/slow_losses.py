@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,16 +35,17 @@ def batch(
 
 def slow_query(
     cosine: list[Tensor],
-    positive: list[bool],
+    describes: Sequence[float],
     left_out: list[bool],
     temperature: float,
     beta: float = 0.0,
-    share: float = 0.0,
+    soft: float = 0.0,
     likeness: list[Tensor] | None = None,
 ) -> Tensor:
-    """One query against its candidates, in float64."""
+    """One query against its candidates, in float64; ``describes``: how much of each candidate it
+    does, or a candidate of it: 0 for a negative."""
     every = range(len(cosine))
-    negatives = [k for k in every if not positive[k] and not left_out[k]]
+    negatives = [k for k in every if not describes[k] and not left_out[k]]
     weight = dict.fromkeys(every, 1.0)
     if negatives:
         hardness = {k: math.exp(beta * cosine[k].item()) for k in negatives}
@@ -51,7 +53,6 @@ def slow_query(
         weight |= {k: hardness[k] / mean for k in negatives}
     parts = {k: weight[k] * torch.exp(cosine[k] / temperature) for k in every if not left_out[k]}
     total = torch.stack(list(parts.values())).sum()
-    count = sum(positive)
     loss = torch.zeros((), dtype=torch.float64)
     likely = {}
     if likeness is not None:
@@ -61,11 +62,24 @@ def slow_query(
             if not left_out[k]
         }
     for k in parts:
-        target = (1 - share) * (1 / count if positive[k] else 0.0)
+        target = (1 - soft) * (describes[k] / sum(describes) if describes[k] else 0.0)
         if k in likely:
-            target += share * likely[k] / sum(likely.values())
+            target += soft * likely[k] / sum(likely.values())
         loss = loss - target * torch.log(parts[k] / total)
     return loss
+
+
+def slow_means(text: Tensor, pairs: Pairs) -> list[Tensor]:
+    """The mean of each image's own captions; of a mixed image, of those that describe some of it,
+    weighed by how much."""
+    owners, means = pairs.caption_images.tolist(), []
+    for i, image in enumerate(pairs.images.tolist()):
+        mean = torch.zeros(text.shape[1], dtype=torch.float64)
+        for j in range(pairs.own):
+            share = owners[j] == image if pairs.share is None else float(pairs.share[i, j])
+            mean = mean + share * text[j].detach().double()
+        means.append(mean / mean.norm())
+    return means
 
 
 def slow_contrastive(
@@ -74,29 +88,24 @@ def slow_contrastive(
     pairs: Pairs,
     temperature: float = 0.07,
     beta: float = 0.0,
-    share: float = 0.0,
+    soft: float = 0.0,
     queue: Queue | None = None,
     written: Written | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image→text and text→image."""
+    """Image→text and text→image; of mixed images, too."""
     image, text = image.double(), text.double()
     rows, ids = range(len(image)), pairs.images.tolist()
-    owners = pairs.caption_images.tolist()
-    like: list[list[Tensor]] = []
-    for i in rows:
-        mine = [text[j].detach() for j in range(pairs.own) if owners[j] == ids[i]]
-        mean = torch.stack(mine).mean(0)
-        like.append([mean @ text[k].detach() / mean.norm() for k in range(len(text))])
-    soft = bool(share)
+    describes = pairs.positive.double() if pairs.share is None else pairs.share
+    like = [[mean @ row.detach() for row in text] for mean in slow_means(text, pairs)]
 
     to_text = [
         slow_query(
             [image[i] @ text[j] for j in range(len(text))],
-            pairs.positive[i].tolist(),
+            describes[i].tolist(),
             pairs.ignored[i].tolist(),
             temperature,
             beta,
-            share,
+            soft,
             like[i] if soft else None,
         )
         for i in rows
@@ -106,15 +115,14 @@ def slow_contrastive(
         described = {ids[i] for i in rows if pairs.positive[i, j] or pairs.ignored[i, j]}
         described |= {n for n, mine in (written or {}).items() if _is_near(pairs, j, mine)}
         further = [row for number, row in queue or [] if number not in described]
-        nothing = [False] * len(further)
         to_image.append(
             slow_query(
                 [image[i] @ text[j] for i in rows] + [row.double() @ text[j] for row in further],
-                pairs.positive[:, j].tolist() + nothing,
-                pairs.ignored[:, j].tolist() + nothing,
+                describes[:, j].tolist() + [0.0] * len(further),
+                pairs.ignored[:, j].tolist() + [False] * len(further),
                 temperature,
                 beta,
-                share,
+                soft,
                 [like[i][j] for i in rows] if soft else None,
             )
         )
@@ -127,6 +135,28 @@ def _is_near(pairs: Pairs, caption: int, others: list[Tensor]) -> bool:
         return False
     row = pairs.likeness.written[caption]
     return any(float(row @ other) >= pairs.likeness.threshold for other in others)
+
+
+def slow_loss(
+    image: Tensor,
+    text: Tensor,
+    pairs: Pairs,
+    settings: Mapping[str, float],
+    queue: Queue | None = None,
+    written: Written | None = None,
+) -> Tensor:
+    """The mean of both directions, for settings as ``ContrastiveLoss`` takes them."""
+    both = slow_contrastive(
+        image,
+        text,
+        pairs,
+        settings.get("temperature", 0.07),
+        settings.get("hard_negatives", 0.0),
+        settings.get("soft_targets", 0.0),
+        queue,
+        written,
+    )
+    return (both[0] + both[1]) / 2
 
 
 SETTINGS = [

@@ -15,7 +15,7 @@ from captune.matching import Pairs, mix_pairs
 from captune.models import CLIPModel
 from captune.training.loader import Batch
 from captune.training.mixing import Mix, draw_mix, step_mix
-from slow_losses import batch, unit
+from slow_losses import SETTINGS, batch, slow_loss, unit
 
 PARTNER = torch.tensor([2, 0, 3, 3])  # the last image is its own partner
 WEIGHT = torch.tensor([0.7, 0.9, 0.5, 0.6])
@@ -47,38 +47,31 @@ def test_mixed_pairs_equal_the_slow_loop(seed: int, duplicates: str) -> None:
             assert bool(mixed.ignored[i, c]) == is_ignored(pairs, i, c)
 
 
-def slow_direction(logits: Tensor, share: list[list[float]], ignored: list[list[bool]]) -> Tensor:
-    """The mean over queries of the cross entropy with targets in proportion to the shares."""
-    losses = []
-    for row, shares, out in zip(logits, share, ignored, strict=True):
-        if sum(shares) == 0:
-            continue
-        total = sum(torch.exp(x) for x, left_out in zip(row, out, strict=True) if not left_out)
-        parts = [
-            s / sum(shares) * torch.log(torch.exp(x) / total)
-            for x, s in zip(row, shares, strict=True)
-        ]
-        losses.append(-torch.stack(parts).sum())
-    return torch.stack(losses).mean()
+def slow_mixed(pairs: Pairs) -> Pairs:
+    """What mix_pairs should say, in float64."""
+    images, captions = pairs.positive.shape
+    share = [[share_of(pairs, i, c) for c in range(captions)] for i in range(images)]
+    ignored = [[is_ignored(pairs, i, c) for c in range(captions)] for i in range(images)]
+    shares = torch.tensor(share, dtype=torch.float64)
+    return pairs._replace(positive=shares > 0, ignored=torch.tensor(ignored), share=shares)
 
 
+@pytest.mark.parametrize("duplicates", ["ignore", "positive"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_over_mixed_images_and_its_gradients_equal_the_slow_loop(seed: int) -> None:
-    image, text, pairs = batch(seed)
+@pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.1}])
+def test_the_loss_over_mixed_images_and_its_gradients_equal_the_slow_loop(
+    settings: dict[str, float], seed: int, duplicates: str
+) -> None:
+    """Soft targets, whose means weigh captions by their shares, and hard negatives among them."""
+    image, text, pairs = batch(seed, duplicates)
     image.requires_grad_(), text.requires_grad_()
-    found = ContrastiveLoss(temperature=0.1)(image, text, mix_pairs(pairs, PARTNER, WEIGHT))
-
-    logits = image.double() @ text.double().T / 0.1
-    share = [[share_of(pairs, i, c) for c in range(15)] for i in range(4)]
-    ignored = [[is_ignored(pairs, i, c) for c in range(15)] for i in range(4)]
-    to_text = slow_direction(logits, share, ignored)
-    by_caption = [[row[c] for row in share] for c in range(pairs.own)]
-    left_out = [[row[c] for row in ignored] for c in range(pairs.own)]
-    to_image = slow_direction(logits.T[: pairs.own], by_caption, left_out)
-    expected = (to_text + to_image) / 2
+    loss = ContrastiveLoss(**settings)  # type: ignore[arg-type]
+    found = loss(image, text, mix_pairs(pairs, PARTNER, WEIGHT))
+    expected = slow_loss(image, text, slow_mixed(pairs), settings)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     ours = torch.autograd.grad(found, (image, text))
     for one, other in zip(ours, torch.autograd.grad(expected, (image, text)), strict=True):
+        assert other.abs().max() > 1e-3
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 

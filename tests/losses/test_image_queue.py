@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captune.losses import ContrastiveLoss, ImageQueue
 from captune.matching import Likeness, match_pairs
-from slow_losses import SETTINGS, Queue, Written, batch, slow_contrastive, unit
+from slow_losses import SETTINGS, Queue, Written, batch, slow_loss, unit
 
 
 def test_the_queue_is_a_ring() -> None:
@@ -45,24 +45,12 @@ def test_the_queue_equals_the_slow_loop(settings: dict[str, float]) -> None:
         image.requires_grad_()
         text = frozen @ adapter.T
         fast = loss(image, text, pairs)
-        slow = slow_contrastive(
-            image,
-            text,
-            pairs,
-            settings.get("temperature", 0.07),
-            settings.get("hard_negatives", 0.0),
-            settings.get("soft_targets", 0.0),
-            memory[-10:],
-            written,
-        )
-        without = slow_contrastive(image, text, pairs, queue=memory[-10:])
-        near = slow_contrastive(image, text, pairs, queue=memory[-10:], written=written)
-        left_out += bool(near[1] < without[1])
-        bare = slow_contrastive(image, text, pairs)
-        want = (slow[0] + slow[1]) / 2
+        kept = memory[-10:]
+        want = slow_loss(image, text, pairs, settings, kept, written)
+        left_out += bool(want < slow_loss(image, text, pairs, settings, kept))
         assert float(fast) == pytest.approx(float(want), rel=1e-5)
-        if step and not settings:
-            assert float(slow[1]) > float(bare[1])  # the queue's rows are negatives
+        if step and not settings:  # the queue's rows are negatives
+            assert float(want) > float(slow_loss(image, text, pairs, settings))
         found = torch.autograd.grad(fast, (image, adapter), retain_graph=True)
         for a, b in zip(found, torch.autograd.grad(want, (image, adapter)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
