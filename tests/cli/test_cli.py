@@ -104,6 +104,23 @@ def test_train_prints_exactly_one_json_object(
     assert "recipe best" in said and "epoch 30/31" in said and "epoch 31/31" in said
 
 
+@pytest.mark.parametrize("recipe", ["plain", "best-adapter"])
+def test_the_first_line_of_train_and_its_page_name_the_recipe(
+    tiny: list[str],
+    squares: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recipe: str,
+) -> None:
+    """Two that are not the default, which a page could name without looking."""
+    run = tmp_path / "run"
+    assert main(["train", str(squares), "--out", str(run), "--recipe", recipe, *tiny]) == 0
+    assert capfd.readouterr().err.startswith(f"recipe {recipe} · towers ")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert f'<p class="lead">recipe {recipe} · towers ' in page
+    assert re.search(rf"<td>recipe and towers</td><td[^>]*>recipe {recipe} · ", page)
+
+
 def test_evaluate_prints_exactly_the_object_of_its_file(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

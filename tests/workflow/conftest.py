@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from captune.workflow.train import Outcome
+from conftest import COLOURS, write_scene
 
 
 @pytest.fixture
@@ -33,3 +34,15 @@ def epoch(run: Path) -> str:
 def data(outcome: Outcome) -> str:
     """The folder that the run was trained on: train, val, and a split it never saw."""
     return outcome.run.provenance.data
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Squares of three colours, a folder for each, six to learn from and four to judge."""
+    root = tmp_path / "colours"
+    for square in ("red", "green", "blue"):
+        for number, ground in enumerate(g for g in COLOURS if g != square):
+            write_scene(root / "train" / square / f"{number}.jpg", ground, square)
+        for number, ground in enumerate([g for g in COLOURS if g != square][:4]):
+            write_scene(root / "test" / square / f"{number}.jpg", ground, square, size=44)
+    return root

@@ -15,19 +15,6 @@ from captune.training.run import Run
 from captune.workflow import zeroshot as zeroshot_module
 from captune.workflow.opening import OwnTowers
 from captune.workflow.zeroshot import zero_shot
-from conftest import COLOURS, write_scene
-
-
-@pytest.fixture
-def colours(tmp_path: Path) -> Path:
-    """Squares of three colours, a folder for each, six to learn from and four to judge."""
-    root = tmp_path / "colours"
-    for square in ("red", "green", "blue"):
-        for number, ground in enumerate(g for g in COLOURS if g != square):
-            write_scene(root / "train" / square / f"{number}.jpg", ground, square)
-        for number, ground in enumerate([g for g in COLOURS if g != square][:4]):
-            write_scene(root / "test" / square / f"{number}.jpg", ground, square, size=44)
-    return root
 
 
 def test_figures_equal_those_of_labels_given_one_by_one(run: Path, colours: Path) -> None:
