@@ -342,6 +342,55 @@ def stopped() -> None:
     assert_same_run(one, fitted(f"stopped-{here.count}", config, resume=True))
 
 
+def masks() -> None:
+    """A backbone that draws: other masks in each process and in each step, the same where a step is
+    done again; what follows draws as it would have."""
+    config = config_of(recipe="plain", head_epochs=0)  # in which nothing else draws
+    table = table_of("train", 14)
+    drawn: list[Tensor] = []
+    real = CLIPModel.pooled_features
+
+    def drawing(self: CLIPModel, pixels: Tensor) -> Tensor:
+        if self.training:
+            drawn.append(torch.rand(8))
+        return real(self, pixels)
+
+    CLIPModel.pooled_features = drawing  # type: ignore[method-assign]
+    try:
+        made: dict[str, Any] = {"head": False, "table": table, "own": False}
+        found = steps_of(config, **made)
+        again = steps_of(config, **made)
+    finally:
+        CLIPModel.pooled_features = real  # type: ignore[method-assign]
+    assert len(drawn) == 4 and torch.equal(found.next_draw, again.next_draw)
+    assert all(map(torch.equal, drawn[:2], drawn[2:]))
+    every = [part for mask in drawn[:2] for part in processes().rows_of_each(mask)]
+    assert len({tuple(mask.tolist()) for mask in every}) == 2 * processes().count
+
+
+def too_large() -> None:
+    """What does not fit is told in every process, which none of them changes by itself."""
+
+    def full(self: CLIPModel, pixels: Tensor) -> Tensor:
+        if self.training == training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, pixels)
+
+    here = processes()
+    real = CLIPModel.pooled_features
+    step = f"process {here.rank} of {here.count}: go on with --resume and chunk_size=4"
+    for training, words in ((True, step), (False, "go on with --resume and a smaller chunk_size")):
+        CLIPModel.pooled_features = full  # type: ignore[method-assign]
+        try:
+            fitted(f"large-{training}-{here.count}", config_of(head_epochs=0, device="auto"))
+        except CaptuneError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"no error that {words}")
+        finally:
+            CLIPModel.pooled_features = real  # type: ignore[method-assign]
+
+
 def refused() -> None:
     """What is wrong for the main process is an error in all, and nothing waits."""
     here = processes()

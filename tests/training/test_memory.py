@@ -177,17 +177,6 @@ def test_memory_that_runs_out_while_weights_change_is_an_error(
         Epoch(tables, config, Tower())
 
 
-def test_several_processes_are_told_what_to_do(
-    tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    tower = Tower()
-    tower.fits = FITS
-    with pytest.raises(CaptuneError, match=r"process 0 of 2: go on with --resume and chunk_size=4"):
-        Epoch(tables, config, tower)
-    assert tower.failed == 1
-
-
 def test_kept_features_have_no_chunks(
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

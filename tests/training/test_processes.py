@@ -107,7 +107,11 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 @pytest.mark.parametrize(
     ("world", "jobs"),
     [
-        (2, ["every_kind", "own_statistics", "stores", "whole", "stopped", "streamed", "refused"]),
+        (
+            2,
+            ["every_kind", "own_statistics", "stores", "whole", "stopped", "streamed"]
+            + ["masks", "too_large", "refused"],
+        ),
         (3, ["every_kind", "refused"]),
     ],
 )

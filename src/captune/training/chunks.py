@@ -76,7 +76,7 @@ def _embed_shared(
             blend = partial(mix.blend, every)
             photos = lambda rows: blend(slice(first + rows.start, first + rows.stop))  # noqa: E731
             mix = None
-        with own_draws(model.device):
+        with own_draws(model.device, batch.images):
             inputs, chunks = _pooled(model, photos, len(inputs), chunk_size, autocast)
     # fp32: what comes back is added up over the processes.
     kept = batch._replace(inputs=gather(inputs.float(), sizes), sizes=None)

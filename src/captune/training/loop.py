@@ -218,7 +218,7 @@ class TrainingLoop:
         config = self.run.config
         if progress.chunk_size:  # what did not fit then may not fit here
             config = config.replace(chunk_size=progress.chunk_size)
-        validated = validate_within(config, self.accelerator.num_processes, self._measure)
+        validated = validate_within(config, self._measure)
         return {
             "epoch": progress.epoch + 1,
             "stage": self.stage.number,

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -20,6 +19,7 @@ from captune.device import give_back_freed_memory
 from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.models import CLIPModel
+from captune.processes import processes
 from captune.training.draws import Draws
 from captune.training.loader import Batch
 
@@ -55,7 +55,7 @@ class StepMemory:
     :class:`StepAgainError` is undone and done again in the same way, with the chunk it had.
 
     Args:
-        model, criterion, optimizer, accelerator: of the step.
+        model, criterion, optimizer: of the step.
         config: what the steps are given, until one of them does not fit.
 
     ``config`` has the ``chunk_size`` that the last step was done with.
@@ -66,14 +66,12 @@ class StepMemory:
         model: CLIPModel,
         criterion: Criterion,
         optimizer: Optimizer,
-        accelerator: Accelerator,
         config: Config,
     ) -> None:
         self.config = config
         self._model = model
         self._criterion = criterion
         self._optimizer = optimizer
-        self._accelerator = accelerator
         self._stepping = False
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         self._hook = inner.register_step_pre_hook(self._begin_step)
@@ -144,11 +142,11 @@ class StepMemory:
                 f"{what}: it ran out while the weights were changed, so it cannot be done again; "
                 f"go on from the last saved state with --resume and chunk_size={half}"
             )
-        if self._accelerator.num_processes > 1:
+        here = processes()  # of several on a CPU accelerate knows only the own one
+        if here.count > 1:
             raise CaptuneError(
-                f"{what} of process {self._accelerator.process_index} of "
-                f"{self._accelerator.num_processes}: go on with --resume and chunk_size={half}, "
-                "the same for all of them"
+                f"{what} of process {here.rank} of {here.count}: go on with --resume and "
+                f"chunk_size={half}, the same for all of them"
             )
         if had == 1:
             raise CaptuneError(
@@ -181,7 +179,7 @@ def _head_advice(images: int) -> str:
     )
 
 
-def validate_within(config: Config, processes: int, validate: Callable[[Config], Result]) -> Result:
+def validate_within(config: Config, validate: Callable[[Config], Result]) -> Result:
     """What ``validate`` gives for ``config``, again with smaller chunks where it does not fit the
     memory: it leaves nothing to undo.
 
@@ -196,7 +194,7 @@ def validate_within(config: Config, processes: int, validate: Callable[[Config],
                 raise
         had = config.chunk_size or config.batch_size
         what = f"a validation of {had} images at a time does not fit the memory"
-        if had == 1 or processes > 1:
+        if had == 1 or processes().count > 1:
             raise CaptuneError(
                 f"{what}: go on with --resume and a smaller chunk_size or batch_size"
             )

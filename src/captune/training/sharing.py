@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -152,12 +153,14 @@ def copy_from_main(modules: Sequence[nn.Module], device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """Inside, each process draws for its own images; afterwards all stand where they stood, so that
-    what follows draws the same in all."""
+def own_draws(device: torch.device, images: Tensor) -> Iterator[None]:
+    """Inside, each process draws for its own of the step's ``images``; afterwards all stand where
+    they stood, so that what follows draws the same in all."""
     before = Draws.now(device)
-    seed = int(torch.randint(2**62, ()))
-    torch.manual_seed(seed + processes().rank)
+    # Where nothing else draws on the host, its generator stands there at every step: without the
+    # images all steps would draw the same.
+    words = [int(torch.randint(2**62, ())), processes().rank, *images.tolist()]
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
     try:
         yield
     finally:

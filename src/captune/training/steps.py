@@ -252,7 +252,7 @@ def train_epoch(
     bar = tqdm(total=loader.steps, initial=progress.step, desc=f"epoch {epoch + 1}", unit="step")
     if progress.chunk_size:
         config = config.replace(chunk_size=progress.chunk_size)
-    memory = StepMemory(model, criterion, optimizer, accelerator, config)
+    memory = StepMemory(model, criterion, optimizer, config)
     steps = _steps(loader, criterion, config, progress, accelerator.device)
     with bar, closing(memory), closing(steps):
         meter = EpochMeter(progress)
