@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -48,6 +49,9 @@ from captune.training.steps import make_accelerator, train_epoch
 from captune.training.stop import TrainingStopped
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
+from captune.workflow import train as train_module
+from captune.workflow.stream import train_on_shards
+from captune.workflow.train import train
 
 FOLDER = Path(sys.argv[1])
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
@@ -389,6 +393,34 @@ def too_large() -> None:
             raise AssertionError(f"no error that {words}")
         finally:
             CLIPModel.pooled_features = real  # type: ignore[method-assign]
+
+
+def told() -> None:
+    """One process measures and writes what a training is told by, and all know it."""
+    here = processes()
+    tellers: list[int] = []
+    real = train_module.tell
+
+    def tell(*given: Any) -> Any:
+        tellers.append(processes_module._joined().rank)
+        return real(*given)
+
+    train_module.tell = tell
+    data, options = str(FOLDER / "scenes.csv"), {"num_epochs": 1, "batch_size": 6}
+    try:
+        from_table = train(data, config=config_of(**options), out=FOLDER / f"told-{here.count}")
+        from_shards = train_on_shards(
+            str(FOLDER / "shards" / "*.tar"),
+            val_data=data,
+            config=config_of(**options),
+            out=FOLDER / f"told-shards-{here.count}",
+        )
+    finally:
+        train_module.tell = real
+    assert tellers == ([0, 0] if here.main else []), tellers
+    for outcome in (from_table, from_shards):
+        written = json.loads(outcome.run.output("metrics", ".json").read_text(encoding="utf-8"))
+        assert outcome.metrics == written and outcome.page.is_file()
 
 
 def refused() -> None:

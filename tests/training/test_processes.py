@@ -33,6 +33,11 @@ def folder(
     for split, some in (("train", pairs[:20]), ("val", pairs[20:]), ("broken", pairs[:14])):
         for ground, square in some:
             write_scene(found / split / f"{square}_on_{ground}.jpg", ground, square)
+    rows = [
+        f"{path.relative_to(found)},{path.stem.replace('_', ' ')},{path.parent.name}"
+        for path in sorted(found.glob("[tv]*/*.jpg"))
+    ]
+    (found / "scenes.csv").write_text("\n".join(["image,caption,split", *rows]), encoding="utf-8")
     write_shards(found / "shards", [9, 1, 6, 4], captions=2)
     # All that the first of several processes holds of a batch, and one of a later one's.
     for path in sorted((found / "broken").glob("*.jpg"))[:9]:
@@ -58,9 +63,16 @@ def free_port() -> int:
 
 
 def start(
-    world: int, folder: Path, *jobs: str, within: Sequence[Sequence[str]] = (), address: str = ""
+    world: int,
+    folder: Path,
+    *jobs: str,
+    within: Sequence[Sequence[str]] = (),
+    address: str = "",
+    command: Sequence[str] = (),
 ) -> list[Begun]:
-    """The processes of a job, as a launcher starts them; ``within``: words before each command."""
+    """The processes of a job, as a launcher starts them; ``within``: words before each command;
+    ``command``: of captune, in place of a job."""
+    words = ["-m", "captune", *command] if command else [str(JOB), str(folder), *jobs]
     port = free_port()
     source = str(Path(__file__).parents[2] / "src")
     begun = []
@@ -79,7 +91,7 @@ def start(
         log = folder / f"{port}-{rank}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*(within[rank] if within else ()), sys.executable, str(JOB), str(folder), *jobs],
+                [*(within[rank] if within else ()), sys.executable, *words],
                 env={**os.environ, **{key: str(value) for key, value in own.items()}},
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -104,16 +116,11 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
     return said
 
 
+ONE_BY_ONE = "every_kind own_statistics stores whole stopped streamed masks too_large told refused"
+
+
 @pytest.mark.parametrize(
-    ("world", "jobs"),
-    [
-        (
-            2,
-            ["every_kind", "own_statistics", "stores", "whole", "stopped", "streamed"]
-            + ["masks", "too_large", "refused"],
-        ),
-        (3, ["every_kind", "refused"]),
-    ],
+    ("world", "jobs"), [(2, ONE_BY_ONE.split()), (3, ["every_kind", "refused"])]
 )
 def test_several_processes_do_what_one_does(world: int, jobs: list[str], folder: Path) -> None:
     said = finish(start(world, folder, *jobs))
@@ -157,6 +164,31 @@ def test_two_nodes_are_one_process(folder: Path, two_nodes: list[tuple[str, str]
     ]
     said = finish(start(2, folder, "best", "broken", within=within, address="10.213.0.1"))
     assert all("best: done" in words and "broken: done" in words for words in said)
+
+
+def test_commands_are_shared_and_one_process_prints(folder: Path) -> None:
+    """The command line under a launcher: the result once, errors in one line, and what one process
+    does is refused."""
+    keys = (
+        f"image_encoder={folder}/tiny-resnet text_encoder={folder}/tiny-sentence/model "
+        "head_epochs=1 num_epochs=1 batch_size=7 head_batch_size=7 bank_negatives=8 "
+        "hidden_dim=32 num_workers=0 log_with=none"
+    )
+    run = str(folder / "commanded")
+    for command, printed in (
+        (["train", str(folder / "scenes.csv"), "--out", run, *keys.split()], "rsum"),
+        (["evaluate", run], "rsum"),
+    ):
+        main, other = finish(start(2, folder, command=command))
+        assert printed in main and "Traceback" not in main + other
+        assert printed not in other, other
+    for command, code, error in (
+        (["search", run, "a red square"], [2, 2], "search runs in one process, and 2 were started"),
+        (["evaluate", str(folder / "nowhere")], [2, 2], "nowhere"),
+    ):
+        for said in finish(start(2, folder, command=command), codes=code):
+            assert said.count("captune: error: ") == 1 and error in said
+            assert "Traceback" not in said
 
 
 def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:

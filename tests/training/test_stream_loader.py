@@ -225,7 +225,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_once_and_counted(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("change", ["gone", "shorter", "other captions"])
+@pytest.mark.parametrize("change", ["gone", "shorter", "more captions", "other samples"])
 def test_a_shard_that_changes_while_it_trains_is_an_error_of_one_line(
     make: Callable[..., StreamLoader],
     config: Config,
@@ -240,11 +240,23 @@ def test_a_shard_that_changes_while_it_trains_is_an_error_of_one_line(
     if change == "gone":
         path.unlink()
     else:
-        captions = 2 if change == "shorter" else 3
-        path.write_bytes(tar_of([m for n in range(10, 20) for m in sample(n, captions)]))
+        captions = 3 if change == "more captions" else 2
+        numbers = range(11, 25) if change == "other samples" else range(10, 20)
+        path.write_bytes(tar_of([m for n in numbers for m in sample(n, captions)]))
     with pytest.raises(CaptuneError, match=r"squares-02\.tar (is not|cannot)") as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused(
+    make: Callable[..., StreamLoader], config: Config
+) -> None:
+    table = StreamTable.open(make(config).table.pattern)
+    bank = StreamBank.build(table, Numbers(), precision="fp32")
+    for batch_size, count, near in ((7, 2, "6 or 8"), (2, 3, "3")):
+        config, here = config.replace(batch_size=batch_size), Processes(0, count)
+        with pytest.raises(CaptuneError, match=rf"{batch_size} .* by {count} .*: take {near}$"):
+            StreamLoader(table, bank, config, image_size=32, here=here)
 
 
 def test_what_an_epoch_leaves_out_is_said(

@@ -137,10 +137,10 @@ class StreamDataset(IterableDataset[StreamedBatch]):
             CaptuneError: they are no longer the ones that were indexed.
         """
         index = self.table.shards[run.shard]
-        counts = np.diff(self.table.starts(run.shard))
+        marks = index.marks()
         row = -1
         for row, sample in enumerate(ShardReader(index.url)):
-            if len(sample.captions) != counts[row]:
+            if sample.mark != marks[row]:
                 break
             if row >= run.low:
                 yield sample

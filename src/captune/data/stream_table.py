@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
@@ -28,7 +29,7 @@ from captune.data.table import Rows
 from captune.errors import CaptuneError
 from captune.files import cache_dir, read_versioned, replacing, write_json
 
-VERSION = 1
+VERSION = 2  # 1 had no marks
 REASONS_KEPT = 20  # of what was left out of a shard
 STARTS_KEPT = 512  # shards whose captions' places stay in memory: 8 bytes a sample
 
@@ -39,8 +40,9 @@ class ShardIndex:
 
     Attributes:
         url: of the shard.
-        folder: in the cache: ``index.json``, ``captions.parquet`` (column ``caption``) and
-            ``starts.npy`` ``(samples + 1,)``, the first caption of each sample.
+        folder: in the cache: ``index.json``, ``captions.parquet`` (column ``caption``),
+            ``starts.npy`` ``(samples + 1,)``, the first caption of each sample, and ``marks.npy``
+            ``(samples,)``, what each is known by.
         samples, captions: how many there are.
         digest: of keys and captions, in order.
         left_out: how many members no sample could be made of; the rest of a damaged tar is one.
@@ -83,11 +85,17 @@ class ShardIndex:
 
     def starts(self) -> Rows:
         """``(samples + 1,)``: sample ``i`` has the captions ``starts[i]`` to ``starts[i + 1]``."""
+        return np.asarray(self._load("starts.npy"), dtype=np.int64)
+
+    def marks(self) -> npt.NDArray[np.uint64]:
+        """``(samples,)``: the :attr:`~captune.data.stream_shards.ShardSample.mark` of each."""
+        return np.asarray(self._load("marks.npy"), dtype=np.uint64)
+
+    def _load(self, name: str) -> npt.NDArray[Any]:
         try:
-            found = np.load(Path(self.folder) / "starts.npy", allow_pickle=False)
+            return np.load(Path(self.folder) / name, allow_pickle=False)  # type: ignore[no-any-return]
         except (OSError, ValueError) as error:
             raise CaptuneError(f"{self.folder} is damaged ({error}): delete it") from None
-        return np.asarray(found, dtype=np.int64)
 
     def texts(self) -> list[str]:
         """All its captions, in order."""
@@ -99,12 +107,13 @@ class ShardIndex:
 
 
 def _read_captions(url: str, folder: Path) -> ShardIndex:
-    """One pass over a shard; ``index.json`` is written last, so it stands for all three files."""
+    """One pass over a shard; ``index.json`` is written last, so it stands for all files."""
     reader = ShardReader(url)
     state = hashlib.blake2b(digest_size=16)
     texts: list[str] = []
-    starts = [0]
+    starts, marks = [0], []
     for sample in reader:
+        marks.append(sample.mark)
         texts += sample.captions
         starts.append(len(texts))
         key = sample.name.removeprefix(url)
@@ -116,8 +125,10 @@ def _read_captions(url: str, folder: Path) -> ShardIndex:
         )
     with replacing(folder / "captions.parquet") as temporary:
         pq.write_table(pa.table({"caption": texts}), temporary, compression="zstd")
-    with replacing(folder / "starts.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(starts, dtype=np.int64), allow_pickle=False)
+    kept = {"starts": np.array(starts, dtype=np.int64), "marks": np.array(marks, dtype=np.uint64)}
+    for name, rows in kept.items():
+        with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
     problems = reader.problems
     found = ShardIndex(
         url,

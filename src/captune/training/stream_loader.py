@@ -44,6 +44,9 @@ class StreamLoader:
             augmentation, captions of a step.
         image_size: side of the crops in pixels, where the config changes nothing of it.
         here: the processes that share the stream, and this one among them.
+
+    Raises:
+        CaptuneError: the processes cannot have equal parts of a batch.
     """
 
     def __init__(
@@ -64,7 +67,13 @@ class StreamLoader:
         self.side = partial(crop_side, config=config, image_size=image_size)
         self.unreadable: dict[str, str] = {}
         self.layout = f"{here.count} × {reader.lanes} readers (processes × loader workers)"
-        share = max(1, config.batch_size // here.count)
+        share, rest = divmod(config.batch_size, here.count)
+        if rest:
+            near = [str(count * here.count) for count in (share, share + 1) if count]
+            raise CaptuneError(
+                f"batch_size {config.batch_size} cannot be shared equally by {here.count} "
+                f"processes, as shards want it: take {' or '.join(near)}"
+            )
         self.order = StreamOrder(table.samples, share, seed=config.seed, world_size=here.count)
         self.dataset = StreamDataset(
             table,

@@ -11,12 +11,11 @@ from captune.data.stream_shards import is_pattern
 from captune.data.stream_table import StreamTable, pattern_name
 from captune.data.tabular import TableOptions
 from captune.errors import CaptuneError
-from captune.files import write_json
 from captune.processes import processes
 from captune.training.fit import fit
 from captune.training.run import Provenance
-from captune.workflow.story import sample_subject, tell
-from captune.workflow.train import Outcome
+from captune.workflow.story import sample_subject
+from captune.workflow.train import Outcome, tell_together
 
 
 def train_on_shards(
@@ -79,10 +78,7 @@ def train_on_shards(
         provenance=provenance,
         announce=False,
     )
-    subject = sample_subject(run, val_table)
-    metrics, page = tell(run, subject)
-    write_json(run.output("metrics", ".json"), metrics)
-    return Outcome(run, metrics, page, subject.commands)
+    return tell_together(run, sample_subject(run, val_table))
 
 
 def _without_stage_one(config: Config) -> Config:

@@ -101,7 +101,12 @@ def train_and_tell(
         on_epoch=on_epoch,
         announce=False,
     )
-    told = subject or sample_subject(run, val_table)
+    return tell_together(run, subject or sample_subject(run, val_table))
+
+
+def tell_together(run: Run, told: Subject) -> Outcome:
+    """Measure a trained run and write metrics, pictures and page; of several processes the main one
+    writes, and tells the others."""
     here = processes()
     if here.count > 1:  # together what is long; the rest is on disk then, or done by one
         embed(open_model(str(run.folder), OwnTowers.of(run.config)), told.table)
