@@ -147,7 +147,9 @@ class Config(Mapping[str, Any]):
     num_workers: int = _key(
         -1, "processes that decode images; 0: this one; -1 = by the machine", low=-1
     )
-    save_steps: int = _key(200, "steps between resume states inside an epoch", low=1)
+    save_steps: int = _key(
+        200, "steps between resume states inside an epoch; more where saving is slow", low=1
+    )
     log_with: str = _key("tensorboard", "logger", choices=("tensorboard", "wandb", "none"))
     seed: int = _key(0, "seed of every draw", low=0, high=2**31 - 1)
 

@@ -47,6 +47,25 @@ def test_buffers_are_the_models_and_weights_that_stay_are_bit_identical(model: C
     assert all(torch.equal(one, other) and one is not other for one, other in buffers)
 
 
+def test_what_is_frozen_is_not_touched_until_it_trains(model: CLIPModel) -> None:
+    """It would cost a pass over all weights in each step, for the same numbers."""
+    model.image_encoder.requires_grad_(False).eval()
+    average = MovingAverage(model, decay=0.999)
+    everything = [*average.model.image_encoder.parameters(), *average.model.image_encoder.buffers()]
+    versions = [tensor._version for tensor in everything]
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+                parameter += 1
+        average.update(model, step)
+    assert [tensor._version for tensor in everything] == versions
+    head = zip(average.model.head.parameters(), model.head.parameters(), strict=True)
+    assert all(not torch.equal(one, other) for one, other in head)
+    model.image_encoder.requires_grad_(True).train()
+    average.update(model, 3)
+    assert all(t._version > v for t, v in zip(everything, versions, strict=True))
+
+
 def test_the_text_tower_is_shared_and_everything_else_is_its_own(model: CLIPModel) -> None:
     average = MovingAverage(model, decay=0.9)
     assert average.model.text_encoder is model.text_encoder

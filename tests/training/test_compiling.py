@@ -527,30 +527,38 @@ def test_what_is_not_worth_a_trial_or_cannot_be_compiled_is_decided_too() -> Non
         assert steps.compiler.verdict == Verdict([8, 4, 0, 2], False)
 
 
-@pytest.mark.parametrize("version", [2, 4])
-def test_a_state_of_before_knows_no_verdict_and_one_of_later_is_refused(
+@pytest.mark.parametrize("version", [2, 3, 5])
+def test_a_state_of_before_is_read_and_one_of_later_refused(
     tables: Tables,
-    config: Config,
+    best: Config,
     tmp_path: Path,
     ctrl_c_in_step: Callable[[int], None],
     version: int,
 ) -> None:
-    config = config.replace(num_epochs=2)
-    whole = fit(*tables, out=tmp_path / "whole", config=config)
-    ctrl_c_in_step(2)
+    """2 knew no verdict on compiling; until 3 the average was written whole."""
+    whole = fit(*tables, out=tmp_path / "whole", config=best)
+    ctrl_c_in_step(2)  # in stage 1
     with pytest.raises(TrainingStopped) as stopped:
-        fit(*tables, out=tmp_path / "run", config=config)
+        fit(*tables, out=tmp_path / "run", config=best)
     path = stopped.value.run.state_path
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["state"])
-    assert header["format_version"] == 3 and header["progress"].pop("compiling", 0) is None
+    assert header["format_version"] == 4 and header["progress"]["compiling"] is None
+    if version == 2:
+        del header["progress"]["compiling"]
     header["format_version"] = version
-    save_file(load_file(path), path, metadata={"state": json.dumps(header)})
-    if version == 4:
-        with pytest.raises(CaptuneError, match="format_version 4, this captune reads 3"):
-            fit(*tables, out=tmp_path / "run", config=config, resume=True)
+    tensors = load_file(path)
+    backbone = [key for key in tensors if key.startswith("model.image_encoder.")]
+    averaged = {key for key in tensors if key.startswith("average.")}
+    assert len(backbone) > 20 and averaged and not any("image_encoder" in key for key in averaged)
+    model = {key.removeprefix("model."): tensors[key] for key in tensors if key[:6] == "model."}
+    full = {f"average.{key}": value.clone() for key, value in model.items()}
+    save_file({**full, **tensors}, path, metadata={"state": json.dumps(header)})
+    if version == 5:
+        with pytest.raises(CaptuneError, match="format_version 5, this captune reads 4"):
+            fit(*tables, out=tmp_path / "run", config=best, resume=True)
     else:
-        check_same(fit(*tables, out=tmp_path / "run", config=config, resume=True), whole)
+        check_same(fit(*tables, out=tmp_path / "run", config=best, resume=True), whole)
 
 
 def test_crops_that_grow_and_layers_that_come_in_are_compiled_too(

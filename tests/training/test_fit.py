@@ -123,6 +123,42 @@ def test_ctrl_c_in_the_last_validation_is_told_to_the_caller_and_the_run_is_comp
     assert fit(*tables, out=tmp_path / "run", config=config).is_complete
 
 
+EACH = [(epoch, step) for epoch in range(3) for step in (1, 2, 3)] + [(1, 0), (2, 0), (3, 0)]
+FEW = [(0, 1), (1, 0), (1, 3), (2, 0), (2, 3), (3, 0)]
+
+
+@pytest.mark.parametrize(("took", "saved"), [(0, sorted(EACH)), (5, FEW)])
+def test_states_that_take_long_are_saved_less_often(
+    tables: Tables,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    took: int,
+    saved: list[tuple[int, int]],
+) -> None:
+    """Steps of 100 seconds: 5 seconds of saving are 2 % of three of them. Ends are always saved."""
+    now = 0
+    found: list[tuple[int, int]] = []
+
+    def save(path: Path, parts: Any, progress: Any) -> None:
+        nonlocal now
+        found.append((progress.epoch, progress.step))
+        now += took
+
+    real = loop_module.TrainingLoop._after_step
+
+    def after_step(self: Any, meter: Any) -> None:
+        nonlocal now
+        now += 100
+        real(self, meter)
+
+    monkeypatch.setattr(loop_module, "save_state", save)
+    monkeypatch.setattr(loop_module, "monotonic", lambda: now)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_after_step", after_step)
+    fit(*tables, out=tmp_path / "run", config=config.replace(save_steps=1))
+    assert found == saved
+
+
 def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

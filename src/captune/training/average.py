@@ -29,8 +29,17 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: CLIPModel, step: int) -> None:
-        """Take in ``model`` after its step number ``step`` (from 0)."""
+        """Take in ``model`` after its step number ``step`` (from 0).
+
+        What does not train is passed over: its average is what it was.
+        """
         average: Any = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
-        average(list(self.model.parameters()), list(model.parameters()), step)
-        for kept, found in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(found)  # statistics of BatchNorm are averages already
+        both = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [pair for pair in both if pair[1].requires_grad]
+        if trained:
+            average(*map(list, zip(*trained, strict=True)), step)
+        for part, module in zip(self.model.modules(), model.modules(), strict=True):
+            if module.training:
+                buffers = zip(part.buffers(False), module.buffers(False), strict=True)
+                for kept, found in buffers:
+                    kept.copy_(found)  # statistics of BatchNorm are averages already

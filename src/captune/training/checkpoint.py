@@ -23,8 +23,9 @@ from captune.errors import CaptuneError
 from captune.files import replacing
 from captune.training.progress import EpochProgress, Verdict
 
-VERSION = 3
-READABLE = (2, 3)  # 2 knew nothing of what was decided on compiling
+VERSION = 4
+# 2 knew nothing of what was decided on compiling; until 3 the average was written whole.
+READABLE = (2, 3, 4)
 
 
 @dataclass
@@ -46,7 +47,7 @@ def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> Non
     if isinstance(parts.criterion, nn.Module):
         tensors |= {f"criterion.{k}": v for k, v in parts.criterion.state_dict().items()}
     if parts.average is not None:
-        tensors |= {f"average.{k}": v for k, v in parts.average.state_dict().items()}
+        tensors |= _beside(parts.average, parts.model)
     for index, slots in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -61,9 +62,18 @@ def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> Non
         "schedule": _schedule_state(parts.scheduler),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
-    body = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    # Copied once, for some may share memory, which the format knows nothing of.
+    dense: dict[str, Any] = {"memory_format": torch.contiguous_format, "copy": True}
+    body = {key: value.detach().to("cpu", **dense) for key, value in tensors.items()}
     with replacing(path) as temporary:
         save_file(body, temporary, metadata={"state": json.dumps(header)})
+
+
+def _beside(average: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """The average where it differs from the model: weights that do not train are written once."""
+    weights = model.state_dict()
+    found = average.state_dict().items()
+    return {f"average.{k}": v for k, v in found if not torch.equal(v, weights[k])}
 
 
 def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
@@ -78,7 +88,8 @@ def load_state(path: Path, parts: TrainingParts) -> EpochProgress:
         if isinstance(parts.criterion, nn.Module):
             parts.criterion.load_state_dict(_below("criterion.", tensors))
         if parts.average is not None:
-            parts.average.load_state_dict(_below("average.", tensors))
+            own = _below("average.", tensors)
+            parts.average.load_state_dict({**_below("model.", tensors), **own})
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise CaptuneError(f"{path} is of another architecture: {detail}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ from captune.training.stream_loader import position_in_stream
 from captune.training.telling import epoch_line, epoch_values, stage_lines, tracking_options
 from captune.training.validation import validate
 from captune.training.watch import EpochSigns, Watchdog
+
+SAVING = 0.02  # of the time, at most, goes into saving states inside of an epoch
 
 
 class TrainingLoop:
@@ -74,6 +77,7 @@ class TrainingLoop:
         self.plan = Plan(model, train, val, config)
         self.keeper = Keeper(run, self.kept, self.criterion, self.accelerator.device)
         self.stop = StopRequest()
+        self._saved_at = self._save_took = 0.0
         self.stage: Stage
         self.parts: TrainingParts
         self.compiler: BackboneCompiler | None
@@ -152,10 +156,18 @@ class TrainingLoop:
         self.here.wait_for_main()  # a process that ends makes the launcher end the others
         return TrainingStopped(self.run)
 
+    def _save_is_due(self, step: int) -> bool:
+        """Each ``save_steps`` steps, but large states are left for later where steps are short."""
+        spent = monotonic() - self._saved_at
+        return step % self.run.config.save_steps == 0 and self._save_took <= SAVING * spent
+
     def _save_state(self, progress: EpochProgress) -> None:
         progress.compiling = self.compiler.verdict if self.compiler else None
         if self.here.main:
+            began = monotonic()
             save_state(self.run.state_path, self.parts, progress)
+            self._saved_at = monotonic()
+            self._save_took = self._saved_at - began
 
     def _resume(self) -> EpochProgress:
         """Go on from the state that the run has, or from the first step where it has none."""
@@ -244,8 +256,8 @@ class TrainingLoop:
         if self.average:
             done = (progress.epoch - self.stage.first) * self.stage.train_loader.steps
             self.average.update(self.model, done + progress.step - 1)
-        due, stopping = progress.step % self.run.config.save_steps == 0, self._stopping()
-        if due or stopping:
+        stopping = self._stopping()
+        if stopping or self._save_is_due(progress.step):
             meter.settle()
             self._save_state(progress)
         if progress.step % STEPS_BETWEEN_READINGS == 0 and self.logs:
