@@ -561,6 +561,28 @@ def test_a_state_of_before_is_read_and_one_of_later_refused(
         check_same(fit(*tables, out=tmp_path / "run", config=best, resume=True), whole)
 
 
+class Small(nn.Module):
+    """A module of one's own, for torch compiles none of its own by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 4, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.maps(pixels)  # type: ignore[no-any-return]
+
+
+def test_no_form_is_one_too_many(graphs: Graphs) -> None:
+    """Torch by itself makes eight graphs of a module and does the rest as it is."""
+    backbone = Small()
+    compiler = BackboneCompiler(backbone)
+    for side in range(8, 20):
+        batch = Batch(torch.zeros(2, 3, side, side), *[torch.zeros(1)] * 3, own=1)
+        compiler.begin(100)
+        compiler.run(batch, lambda _, pixels=batch.inputs: backbone(pixels), Config())
+    assert graphs.made == len(graphs.passed) == 12
+
+
 def test_crops_that_grow_and_layers_that_come_in_are_compiled_too(
     tables: Tables, best: Config, tmp_path: Path, graphs: Graphs
 ) -> None:

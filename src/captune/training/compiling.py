@@ -36,6 +36,9 @@ GAIN = 0.98  # of the time as it is: a compiled step must be below that, for tim
 
 # A graph for each shape, for one for all shapes is slower; draws as the plain backbone makes them,
 # which chunks rely on when they pass it twice.
+# Growing crops, chunks of two lengths, and passes with and without a gradient want more of them
+# than torch allows by itself (8), beyond which it goes on uncompiled without a word.
+GRAPHS = 128
 COMPILE: dict[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
 
 Result = TypeVar("Result")
@@ -184,7 +187,8 @@ class BackboneCompiler:
             self._call = self._backbone._compiled_call_impl
         self._backbone._compiled_call_impl = self._call
         try:
-            yield
+            with _dynamo_config().patch(recompile_limit=GRAPHS):
+                yield
         finally:
             self._backbone._compiled_call_impl = before
 
@@ -231,6 +235,12 @@ def backbone_compiler(
         say(f"the backbone is not compiled: {missing}")
         return None
     return BackboneCompiler(model.image_encoder, CardClock())
+
+
+def _dynamo_config() -> Any:
+    from torch._dynamo import config  # slow to import
+
+    return config
 
 
 def _missing() -> str:
