@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS
+import torch
+from record import RESULTS, where
 
 Found = Mapping[str, Any]
 ASKED = {"photos": "DATA=folder", "captions": "DATA=folder or CAPTIONS=file.json"}
@@ -57,11 +59,12 @@ class Part:
     result: str
     targets: tuple[Target, ...]
     needs: str = ""  # "photos" or "captions"
+    card: bool = False  # a CUDA card; the others' figures are the processor's
 
     @property
     def path(self) -> Path:
         """Where its result lies."""
-        return RESULTS / f"{self.result}.json"
+        return RESULTS / f"{self.result}{'-gpu' * self.card}.json"
 
     def found(self) -> Found | None:
         """Its result, if it was measured."""
@@ -75,7 +78,9 @@ class Part:
         script, *options = self.script.split()
         words = [data] if self.needs else []
         command = [sys.executable, str(Path(__file__).parent / script), *words, *options]
-        return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        cards = {} if self.card else {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, env={**os.environ, **cards})
+        return done.returncode == 0
 
 
 def fast(name: str) -> Callable[[Found], float]:
@@ -88,10 +93,11 @@ def share(found: Found) -> float:
     return float(found["share of the speed from memory"])
 
 
+RESNET50 = "image_encoder=standins:resnet50 text_encoder=standins:text recipe=plain"
+
 PARTS = (
     Part(
-        "endtoend.py image_encoder=standins:resnet50 text_encoder=standins:text recipe=plain "
-        "--batch-size 16 --steps 12 --name endtoend-resnet50",
+        f"endtoend.py {RESNET50} --batch-size 16 --steps 12 --name endtoend-resnet50",
         "endtoend-resnet50",
         (Target("ResNet-50 from photos, of its speed from memory", 0.95, "", share, True),),
         needs="photos",
@@ -162,6 +168,20 @@ PARTS = (
         "ranking-coco",
         (Target("ranks of COCO's val, in bare products", 1.2, "", lambda found: found["ratio"]),),
     ),
+    Part(
+        "steps.py --from-memory --batch-size 256 --steps 6",
+        "steps",
+        (Target("on a card: ResNet-50 step, times a plain loop's", 4, "", fast("captune"), True),),
+        needs="photos",
+        card=True,
+    ),
+    Part(
+        f"endtoend.py {RESNET50} --batch-size 256 --steps 60 --pack --name endtoend-pack",
+        "endtoend-pack",
+        (Target("on a card: ResNet-50 from a pack, of memory's speed", 0.95, "", share, True),),
+        needs="photos",
+        card=True,
+    ),
 )
 
 
@@ -171,6 +191,8 @@ def run(parts: tuple[Part, ...], data: Mapping[str, str], again: bool) -> list[s
     for part in parts:
         if part.needs and not data[part.needs]:
             print(f"{part.result}: left out, it needs {part.needs}: {ASKED[part.needs]}")
+        elif part.card and not torch.cuda.is_available():
+            print(f"{part.path.stem}: left out, it needs a CUDA card")
         elif part.path.is_file() and not again:
             print(f"{part.result}: measured already, {part.found()['date']}")  # type: ignore[index]
         else:
@@ -181,12 +203,12 @@ def run(parts: tuple[Part, ...], data: Mapping[str, str], again: bool) -> list[s
 
 
 def table(parts: tuple[Part, ...]) -> str:
-    """Target, measured, met or not, and on which day; a line each."""
+    """Target, measured, met or not, and when and where; a line each."""
     rows = [("", "target", "measured", "", "")]
     for part in parts:
         found = part.found()
-        day = "" if found is None else str(found["date"])
-        rows += [(*target.row(found), day) for target in part.targets]
+        told = "" if found is None else where(found)
+        rows += [(*target.row(found), told) for target in part.targets]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))

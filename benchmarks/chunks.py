@@ -13,28 +13,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from memory import PeakMemory
+from record import heading, keep
 from torch.nn import functional as F
 
 from captune import CLIPModel, Config, device
 from captune.encoders.layers import freeze_batch_norm
-from captune.files import write_json
 from captune.training.criteria import make_criterion
 from captune.training.loader import Batch
 from captune.training.mixing import step_mix
 from captune.training.steps import make_accelerator, train_step
 
-VERSION = 1
-RESULTS = Path(__file__).parent / "results"
 CASES = ("64", "128", "512/128", "1024/128")
 SIDE, CAPTIONS = 224, 5
 
@@ -93,21 +89,12 @@ def main() -> None:
     if arguments.here:
         print(json.dumps(measure(arguments.here)))
         return
-    rows = []
+    result, rows = heading(), []
     for case in arguments.cases:
         command = [sys.executable, __file__, "--here", case]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout))
-    result = {
-        "format_version": VERSION,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "rows": rows,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / "chunks.json", result)
-    print(json.dumps(result, indent=2))
+    keep("chunks", result | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ of the shares. The processor's time says nothing here: what counts is whether th
 Photos are taken again from the first on where DATA has too few; with `--pack` they are first packed
 (`captune data pack`).
 
-Writes benchmarks/results/endtoend.json, or what `--name` says, and prints it.
+Writes benchmarks/results/endtoend.json, or what `--name` says (with -gpu on a card), and prints it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pack", action="store_true", help="pack the photos first")
-    parser.add_argument("--name", default="", help="of the result; default endtoend[-pack][-gpu]")
+    parser.add_argument("--name", default="", help="of the result; default endtoend[-pack]")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result")
     parser.add_argument("values", nargs="*", metavar="key=value", help="further config values")
     arguments = parser.parse_args()
@@ -72,8 +72,8 @@ def main() -> None:
         key, _, value = word.partition("=")
         values[key] = parse_value(key, value)
     found = measure(arguments.data, values, arguments.steps, arguments.repeats, arguments.pack)
-    name = "endtoend" + "-pack" * arguments.pack + "-gpu" * (found["device"] != "cpu")
-    keep(arguments.name or name, heading("Pillow") | found, arguments.out)
+    name = arguments.name or "endtoend" + "-pack" * arguments.pack
+    keep(name, heading("Pillow") | found, arguments.out)
 
 
 if __name__ == "__main__":

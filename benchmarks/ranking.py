@@ -12,25 +12,20 @@ Each part writes benchmarks/results/ranking-PART.json and prints it.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from record import heading, keep
 from torch import Tensor
 
-from captune.files import write_json
 from captune.metrics import metrics_of_ranks
 from captune.ranks import TILE, retrieval_ranks
 
-VERSION = 1
-RESULTS = Path(__file__).parent / "results"
 COCO, FAISS, DIMENSION = (40_504, 202_654), (8_000, 40_000), 512
 
 
@@ -147,16 +142,8 @@ def main() -> None:
     parser.add_argument("--part", choices=tuple(PARTS), default="coco")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    result = {
-        "format_version": VERSION,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        **PARTS[arguments.part](arguments.repeats),
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / f"ranking-{arguments.part}.json", result)
-    print(json.dumps(result, indent=2))
+    result = heading()
+    keep(f"ranking-{arguments.part}", result | PARTS[arguments.part](arguments.repeats))
 
 
 if __name__ == "__main__":

@@ -128,8 +128,19 @@ def heading(*packages: str) -> dict[str, Any]:
 
 
 def keep(name: str, result: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Write ``results/NAME.json``, or into ``folder``, and print what was found."""
+    """Write ``results/NAME.json``, or into ``folder``, and print what was found.
+
+    What was measured on a card (``device`` says so) is ``NAME-gpu``, beside that of the processor.
+    """
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", dict(result))
+    card = result.get("device", "cpu") != "cpu"
+    write_json(folder / f"{name}{'-gpu' * card}.json", dict(result))
     print(json.dumps(result, indent=2))
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """The day of a result, and the card or processor that it was measured on."""
+    machine = result.get("machine", {})
+    card = result.get("device", "cpu")
+    return f"{result['date']}, {machine['processor'] if card == 'cpu' else card}"

@@ -12,7 +12,7 @@ On a CPU both decode in the process itself, so that the processor's time is all 
 before; on a GPU one of these, or decoding is all that is measured. Photos are taken again from the
 first on where DATA has too few.
 
-Writes benchmarks/results/steps.json and prints it.
+Writes benchmarks/results/steps.json (steps-gpu.json on a card) and prints it.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def main() -> None:
         layers=tuple(arguments.layers),
         image_size=arguments.image_size,
     )
-    keep("steps" if result["device"] == "cpu" else "steps-gpu", result, arguments.out)
+    keep("steps", result, arguments.out)
 
 
 if __name__ == "__main__":

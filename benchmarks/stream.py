@@ -12,32 +12,28 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import platform
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import heading, keep
 from torch import Tensor
 
-from captune import __version__, open_source
+from captune import open_source
 from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.dataset import COCOClipDataset
 from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
-from captune.files import write_json
 from captune.training.loader import make_loader
 from captune.training.stream_bank import StreamBank
 from captune.training.stream_loader import StreamLoader
 
-VERSION = 1
-RESULTS = Path(__file__).parent / "results" / "stream.json"
 IN_A_SHARD = 100
 TURNS = 3
 BANKED = (10, 10_000)  # shards, and captions in each
@@ -145,21 +141,12 @@ def main() -> None:
     arguments = parser.parse_args()
     table = open_source(arguments.data).table("train")
     table = table.take_images(np.arange(min(arguments.images, len(table))))
-    found: dict[str, object] = {
-        "format_version": VERSION,
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": f"captune {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
-    }
+    found = heading("webdataset")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["CAPTUNE_CACHE"] = str(Path(scratch) / "cache")
         photos_a_second(Path(scratch), table, found)
         start(Path(scratch), table.texts(), found)
-    for name, value in found.items():
-        print(f"{name:<32} {value}")
-    write_json(RESULTS, found)
+    keep("stream", found)
 
 
 if __name__ == "__main__":

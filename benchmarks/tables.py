@@ -1,9 +1,11 @@
-"""Tables of captions opened: python benchmarks/tables.py [--images N] prints seconds and memory.
+"""Tables of captions opened: python benchmarks/tables.py [--images N].
 
 An own table in Parquet, a row for each of 5 N captions (N: a million), and COCO's own JSON with
 82,783 images and 414,113 captions. Every image is a hard link to one of a few files: opening a
 table looks whether files are there and decodes none. Each is opened in a process of its own; its
-peak memory is above what the imports take. Results lie in benchmarks/results/tables.json.
+peak memory is above what the imports take.
+
+Writes benchmarks/results/tables.json and prints it.
 """
 
 from __future__ import annotations
@@ -11,24 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from memory import write_coco
+from record import heading, keep
 
-from captune import __version__, open_source
-from captune.files import write_json
+from captune import open_source
 
-VERSION = 1
-RESULTS = Path(__file__).parent / "results" / "tables.json"
 LINKS = 50_000  # to one file: some file systems allow no more than 65,000
 CAPTIONS = 5
 WORDS = np.array(["a", "man", "woman", "dog", "on", "the", "with", "street", "red", "two", "near"])
@@ -90,13 +88,7 @@ def main() -> None:
     if arguments.opened:
         opened(arguments.opened[0], arguments.opened[1:])
         return
-    found: dict[str, object] = {
-        "format_version": VERSION,
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "versions": f"captune {__version__}, pyarrow {pa.__version__}, "
-        f"Python {platform.python_version()}",
-    }
+    found = heading("pyarrow")
     with tempfile.TemporaryDirectory() as scratch:
         own, coco = Path(scratch) / "own", Path(scratch) / "coco"
         own.mkdir()
@@ -107,8 +99,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--opened", str(path), *splits]
             answer = subprocess.run(command, check=True, capture_output=True, text=True)
             found[name] = json.loads(answer.stdout)
-            print(name, found[name], flush=True)
-    write_json(RESULTS, found)
+    keep("tables", found)
 
 
 if __name__ == "__main__":

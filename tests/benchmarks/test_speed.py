@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
@@ -161,8 +162,9 @@ def test_the_summary_says_what_is_met(
     script: Script, results: Path, value: float | None, words: str
 ) -> None:
     found = {} if value is None else {"value": value, "date": "2026-01-02"}
+    found |= {"machine": {"processor": "a processor"}} if found else {}
     line = script("all").table((part(script, results, **found),)).splitlines()[1]
-    assert words in line and ("2026-01-02" in line) == (value is not None)
+    assert words in line and ("2026-01-02, a processor" in line) == (value is not None)
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -192,6 +194,35 @@ def test_what_was_measured_is_not_measured_again(
     assert ran[2:] == [[]]
 
 
+def test_a_cards_figures_lie_beside_the_processors(
+    script: Script,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And neither is measured on the other one."""
+    every, record = script("all"), script("record")
+    seen: list[str | None] = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(every.subprocess, "run", run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    parts = [dataclasses.replace(part(script, results), card=card) for card in (False, True)]
+    none = {"": ""}
+    for there in (False, True):
+        monkeypatch.setattr(every.torch.cuda, "is_available", lambda there=there: there)
+        every.run(tuple(parts), none, True)
+    assert seen == ["", "", "0"] and "thing-gpu: left out" in capsys.readouterr().out
+    for device in ("cpu", "NVIDIA T4"):
+        found = {"date": "2026-01-02", "machine": {"processor": "a processor"}, "device": device}
+        record.keep("thing", found, results)
+        assert record.where(found).endswith("a processor" if device == "cpu" else "NVIDIA T4")
+    assert [one.found()["device"] for one in parts] == ["cpu", "NVIDIA T4"]
+
+
 def test_every_promise_is_read_from_a_result_that_a_script_writes(script: Script) -> None:
     """Those that lie in benchmarks/results have what the summary reads."""
     every = script("all")
@@ -200,3 +231,4 @@ def test_every_promise_is_read_from_a_result_that_a_script_writes(script: Script
         found = one.found()
         if found is not None:
             assert all(isinstance(target.read(found), float | int) for target in one.targets)
+            assert str(found["date"]) in script("record").where(found)

@@ -40,13 +40,13 @@ def test_every_part_takes_its_time_and_they_make_up_the_step(
     assert tuple(found["step"]) == PARTS
     assert all(seconds > 0 for seconds in found["step"].values())
     assert found["step"]["optimiser"] > 0.1
-    whole = sum(found["step"].values())
+    whole = sum(found["step"][part] for part in PARTS[1:])
     speed = found["images_per_second"]
     assert speed["from memory"] == pytest.approx(4 / whole, rel=0.8)  # of other steps
     assert found["share_of_ceiling"] == pytest.approx(speed["from disk"] / speed["from memory"])
     assert all(rate > 0 for rate in speed.values())
     assert speed["features"] > speed["from memory"]  # forward alone
-    assert found["photo"] == [40.0, 40.0] and found["format_version"] == 2
+    assert found["photo"] == [40.0, 40.0] and found["format_version"] == 3
 
 
 def test_a_slow_disk_is_the_finding(
@@ -61,7 +61,7 @@ def test_a_slow_disk_is_the_finding(
     monkeypatch.setattr(dataset_module, "load_image", slow)
     found = bench(str(coco), config=config, steps=3)
     assert found["images_per_second"]["decoded by one process"] < 20
-    assert found["share_of_ceiling"] < 0.5
+    assert found["share_of_ceiling"] < 0.5 and found["step"]["decode"] > 4 * 0.05 / 4
     assert "goes into waiting for photos" in found["advice"][0]
 
 
@@ -87,7 +87,7 @@ def figures(**changes: Any) -> dict[str, Any]:
     [
         ({"share_of_ceiling": 0.97}, "nothing waits for photos"),
         ({}, "40 % of the time goes into waiting for photos: decoding takes the cores"),
-        ({"photo": [640.0, 480.0]}, "which are 640 x 480 where the model sees 32"),
+        ({"photo": [640.0, 480.0]}, "640 x 480 where the model sees 32: store them smaller once, by captune data pack"),
         (
             {"images_per_second": {"from memory": 100.0, "decoded by the loader": 50.0}},
             "2 workers decode too slowly",

@@ -115,8 +115,12 @@ def print_bench(found: dict[str, Any]) -> None:
         f"{found['config']}\n{found['device']} ({found['machine']}, {found['threads']} threads), "
         f"{found['precision']}, batches of {found['batch_size']}, {found['workers']} workers\n"
     )
-    whole = sum(found["step"].values())
-    for name, seconds in found["step"].items():
+    parts = dict(found["step"])
+    if found["workers"]:
+        seconds = parts.pop("decode")
+        print(f"{'decode':18}{1e3 * seconds:9.1f} ms   meanwhile, by the workers")
+    whole = sum(parts.values())
+    for name, seconds in parts.items():
         print(f"{name:18}{1e3 * seconds:9.1f} ms{100 * seconds / whole:7.1f} %")
     print(f"{'a step':18}{1e3 * whole:9.1f} ms\n\nimages a second")
     for name, rate in found["images_per_second"].items():

@@ -31,13 +31,13 @@ from captune.training.stages import Plan, Stage
 from captune.training.steps import coloured, make_accelerator, train_step
 from captune.workflow.stopwatch import Rate, Stopwatch, Watched
 
-VERSION = 2
+VERSION = 3  # 2 had no decode among a step's parts
 WARM_UP = 2  # steps that set up buffers, workers and kernels, and are not counted
 MEANINGFUL = 2  # images: one alone has nothing to be told apart from
 TAKEN_APART = 3  # steps of which each part is timed
 DECODED = 64  # photos that one process decodes
 ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
-PARTS = ("copy", "forward and loss", "backward", "optimiser")
+PARTS = ("decode", "copy", "forward and loss", "backward", "optimiser")
 
 
 def bench(
@@ -57,7 +57,8 @@ def bench(
     Returns:
         A JSON object: ``images_per_second`` (``from memory``, ``from disk``, ``decoded by the
         loader``, ``decoded by one process``, ``features``: forward alone), ``share_of_ceiling``,
-        ``step`` (seconds of each part), ``photo`` (mean width and height), ``advice`` and what
+        ``step`` (seconds of each part; where there are workers, ``decode`` is done by them
+        meanwhile), ``photo`` (mean width and height), ``advice`` and what
         the machine is.
 
     Raises:
@@ -116,7 +117,7 @@ def _timed(model: CLIPModel, stage: Stage, config: Config, steps: int) -> dict[s
             "features": features,
         },
         "share_of_ceiling": disk / memory,
-        "step": parts,
+        "step": {"decode": len(batch.images) / decoded, **parts},
     }
 
 
@@ -208,7 +209,7 @@ class _Job:
             for _ in range(counted):
                 forward.around("forward", self.model.pooled_features)(inputs)
         features = len(batch.images) * counted / forward.seconds["forward"]
-        return {name: seconds[name] for name in PARTS}, speed, features
+        return {name: seconds[name] for name in PARTS if name in seconds}, speed, features
 
     def from_disk(self) -> float:
         """Images a second of training as it is."""
@@ -255,7 +256,7 @@ def advice(found: Mapping[str, Any], model: CLIPModel) -> list[str]:
         if min(found["photo"]) > 1.5 * side:
             said.append(
                 f"{lost}, which are {found['photo'][0]:.0f} x {found['photo'][1]:.0f} where the "
-                f"model sees {side}: store them smaller once"
+                f"model sees {side}: store them smaller once, by captune data pack"
             )
         elif found["workers"] and speed["decoded by the loader"] < speed["from memory"]:
             said.append(f"{lost}: {found['workers']} workers decode too slowly, take more of them")
