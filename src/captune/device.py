@@ -14,6 +14,8 @@ import psutil
 import pyarrow as pa
 import torch
 
+from captune.errors import CaptuneError
+
 MOST_WORKERS = 16  # each holds two batches and a Python of its own
 MEMORY_TO_SPARE = 20e9  # bytes; a free Colab has 12 GB, and needs them
 
@@ -56,6 +58,20 @@ def choose_precision(name: str, device: torch.device) -> str:
     if has_native_bf16(device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def training_precision(name: str, device: torch.device) -> str:
+    """:func:`choose_precision` for what has gradients.
+
+    Raises:
+        CaptuneError: fp16 where there is no scaling of the loss: small gradients would become 0
+            without a word.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise CaptuneError(
+            f"precision=fp16 trains on a CUDA card only, and this is {device.type}: take auto"
+        )
+    return choose_precision(name, device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.losses import InfoNCELoss
 from captune.models import CLIPModel
+from captune.training.fit import fit
 from captune.training.loader import make_loader
 from captune.training.schedule import warmup_cosine
 from captune.training.steps import train_epoch
@@ -140,3 +142,13 @@ def test_a_bank_of_other_captions_is_refused(
 ) -> None:
     with pytest.raises(CaptuneError, match="40 captions, the dataset 120"):
         make_loader(dataset_of(tables[0]), bank_of(tables[1], model), config)
+
+
+def test_fp16_is_refused_where_the_loss_cannot_be_scaled(
+    tables: Tables, config: Config, model: CLIPModel, tmp_path: Path
+) -> None:
+    """And whoever mends it can start the same command again."""
+    wrong = config.replace(precision="fp16", device="cpu")
+    with pytest.raises(CaptuneError, match=r"precision=fp16 trains on a CUDA card only.*cpu"):
+        fit(*tables, out=tmp_path / "run", config=wrong)
+    assert fit(*tables, out=tmp_path / "run", config=config.replace(num_epochs=1)).is_complete

@@ -63,31 +63,35 @@ def match_part(
         mix: ``partner (B,)`` and ``weight (B,)`` of :func:`mix_pairs`, on the host.
     """
     images, caption_images, own = step
-    device, writers = text.device, caption_images[:own]
-    ids, owners = images.to(device), caption_images.to(device)
+    writers = caption_images[:own]
+
+    def there(rows: Tensor) -> Tensor:
+        return rows.to(text.device, non_blocking=True)
+
+    ids, owners = there(images), there(caption_images)
 
     def block(queried: Tensor, candidates: Tensor | slice) -> Block:
         """The images ``queried`` against some captions; near to them is what is near to theirs."""
-        theirs = torch.isin(writers, images[queried]).nonzero()[:, 0].to(device)
+        theirs = there(torch.isin(writers, images[queried]).nonzero()[:, 0])
         alike = Likeness(text[theirs], text[candidates], duplicate_threshold, duplicates)
-        place = queried.to(device)
+        place = there(queried)
         return Block(*matched(ids[place], owners[theirs], owners[candidates], alike))
 
     every = torch.arange(len(images))
     mine = every[rows]
-    columns = torch.isin(writers, images[rows]).nonzero()[:, 0].to(device)
+    columns = there(torch.isin(writers, images[rows]).nonzero()[:, 0])
     if mix is None:
         to_text, to_image = block(mine, slice(None)), block(every, columns)
     else:
-        partner, weight = mix[0], mix[1].to(device)
+        partner, weight = mix[0], there(mix[1])
         both = block(torch.cat((mine, partner[rows])), slice(None))
         one, other = (
             Block(both.positive[half], both.ignored[half])
             for half in (slice(len(mine)), slice(len(mine), None))
         )
         to_text = mixed(one, other, weight[rows])
-        one, there = block(every, columns), partner.to(device)
-        to_image = mixed(one, Block(one.positive[there], one.ignored[there]), weight)
+        one, others = block(every, columns), there(partner)
+        to_image = mixed(one, Block(one.positive[others], one.ignored[others]), weight)
     likeness = Likeness(text[:own], text, duplicate_threshold, duplicates)
     told = likeness if duplicate_threshold > 0 else None
     return PairsPart(ids, owners, own, rows, columns, to_text, to_image.turned, total, told)

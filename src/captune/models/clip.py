@@ -311,8 +311,9 @@ class CLIPModel(nn.Module):
             image_size=config.image_size,
         )
         text = load_text_encoder(config.text_encoder_name, device=device)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
+        # It is made on the host; the cards' generators stay where they are.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
             model = cls(
                 text,
                 image_encoder=image,

@@ -12,7 +12,7 @@ from captune.config import DEFAULT_CONFIG, Config
 from captune.console import say
 from captune.data.stream_table import StreamTable
 from captune.data.table import CaptionTable
-from captune.device import best_device
+from captune.device import best_device, training_precision
 from captune.errors import CaptuneError
 from captune.losses import Criterion
 from captune.models import CLIPModel
@@ -78,6 +78,7 @@ def fit(
         return run
     torch.manual_seed(config.seed)
     device = best_device(config.device)
+    training_precision(config.precision, device)  # before anything is written
     model = model or here.main_first(lambda: CLIPModel.from_config(config, device=device))
     if here.main:
         run.write_identity()

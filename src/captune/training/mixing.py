@@ -31,11 +31,17 @@ class Mix(NamedTuple):
     weight: Tensor
     photos: bool = False
 
+    def to(self, device: torch.device) -> Mix:
+        """The same on ``device``, which is not waited for."""
+        partner, weight = (t.to(device, non_blocking=True) for t in (self.partner, self.weight))
+        return self._replace(partner=partner, weight=weight)
+
     def blend(self, inputs: Tensor, rows: slice = slice(None)) -> Tensor:
         """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1; ``rows`` of the result
         alone, whose partners may be any."""
-        weight = self.weight[rows].to(inputs.device).view(-1, *[1] * (inputs.dim() - 1))
-        partners = inputs[self.partner[rows].to(inputs.device)]
+        here = self.to(inputs.device)
+        weight = here.weight[rows].view(-1, *[1] * (inputs.dim() - 1))
+        partners = inputs[here.partner[rows]]
         return _floats(inputs[rows]) * weight + _floats(partners) * (1 - weight)
 
     def embed(self, model: CLIPModel, batch: Batch) -> Tensor:

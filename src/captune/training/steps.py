@@ -19,9 +19,9 @@ from captune.config import DEFAULT_CONFIG, Config
 from captune.data.augment import colour_factors, jitter_colours
 from captune.device import (
     best_device,
-    choose_precision,
     compute_repeatably,
     keep_freed_memory,
+    training_precision,
 )
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
@@ -43,11 +43,15 @@ STEPS_BETWEEN_READINGS = 10
 
 
 def make_accelerator(config: Config, **options: Any) -> Accelerator:
-    """accelerate, with the device and precision that ``config`` asks for."""
+    """accelerate, with the device and precision that ``config`` asks for.
+
+    Raises:
+        CaptuneError: fp16 where there is no scaling of the loss.
+    """
     device = best_device(config.device)
     keep_freed_memory(device)
     compute_repeatably(device)
-    precision = choose_precision(config.precision, device)
+    precision = training_precision(config.precision, device)
     # Its state is one for the process; without this a second run could not change precision. Under
     # a launcher the process group is part of it and stays.
     AcceleratorState._reset_state(reset_partial_state=processes().count == 1)
@@ -116,9 +120,10 @@ def _hits(image: Tensor, text: Tensor, rows: slice) -> Tensor:
 
 def _pairs(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> Pairs:
     """Which captions of the step belong to which image; likeness is the frozen tower's."""
+    device = frozen.device
     pairs = match_pairs(
-        batch.images.to(frozen.device),
-        batch.caption_images.to(frozen.device),
+        batch.images.to(device, non_blocking=True),
+        batch.caption_images.to(device, non_blocking=True),
         frozen,
         own=batch.own,
         duplicate_threshold=config.duplicate_threshold,
@@ -126,7 +131,8 @@ def _pairs(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> Pai
     )
     if mix is None:
         return pairs
-    return mix_pairs(pairs, mix.partner.to(frozen.device), mix.weight.to(frozen.device))
+    mix = mix.to(device)
+    return mix_pairs(pairs, mix.partner, mix.weight)
 
 
 def _part(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> PairsPart:
