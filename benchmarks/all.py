@@ -119,7 +119,7 @@ PARTS = (
         needs="photos",
     ),
     Part(
-        "bank.py",
+        "bank.py --captions 25000",
         "bank",
         (Target("caption bank, times a plain loop's speed", 4, "", fast("bank"), True),),
         needs="captions",
