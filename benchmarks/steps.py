@@ -4,6 +4,8 @@ The plain loop: fp32, NCHW, photos decoded whole and resized by Pillow, one capt
 as it comes, the loss read at every step. captune's: `train_epoch` with the recipe `plain`, which
 trains the same thing (the same photos, captions, order, crops and rate) in the machine's precision.
 Both start from the same random weights; captions come from a bank in either, of random vectors.
+How far their losses lie apart is told beside what another seed of the plain loop (order, crops and
+captions drawn otherwise, the same weights) makes of them: that is the noise.
 Ways take turns; a ratio is of two turns of one repeat; each turn goes on from the weights of the
 one before.
 
@@ -37,6 +39,7 @@ from captune.config import Config
 from captune.data.dataset import COCOClipDataset, DrawKey, draw_caption, draw_generator
 from captune.data.pixels import load_image, resize_and_crop
 from captune.data.table import CaptionTable
+from captune.device import best_device
 from captune.encoders.image import TransformersImageEncoder
 from captune.preprocess import Preprocess
 from captune.training.loader import Batch, BatchLoader, make_loader
@@ -58,15 +61,17 @@ class PlainPhotos(Dataset[tuple[Tensor, int]]):
 class Plain:
     """The loop that one writes first, over the batches that captune draws, too."""
 
-    def __init__(self, model: CLIPModel, ours: Captune, held: bool):
-        config = ours.config
-        self.model = model.to(ours.model.device, memory_format=torch.contiguous_format).train()
+    def __init__(
+        self, model: CLIPModel, table: CaptionTable, bank: CaptionBank, config: Config, held: bool
+    ):
+        device = best_device(config.device)
+        self.model = model.to(device, memory_format=torch.contiguous_format).train()
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        table, size = ours.loader.table, model.preprocess.image_size
-        loader = make_loader(COCOClipDataset(table=table, image_size=size), ours.bank, config)
-        self.order, self.bank = loader._keys, ours.bank
+        size = model.preprocess.image_size
+        loader = make_loader(COCOClipDataset(table=table, image_size=size), bank, config)
+        self.order, self.bank = loader._keys, bank
         self.photos: Any = DataLoader(
             PlainPhotos(table, size),
             batch_sampler=self.order,
@@ -173,7 +178,7 @@ def measure(
     """
     config = Config.from_mapping({"recipe": "plain", "log_with": "none", **values})
     ours = resnet50(**model)
-    other = copy.deepcopy(ours)
+    other, third = copy.deepcopy(ours), copy.deepcopy(ours)
     with tempfile.TemporaryDirectory() as scratch:
         folder = copies(data, Path(scratch) / "photos", config.batch_size * steps)
         table = open_source(folder).table("train")
@@ -181,7 +186,7 @@ def measure(
             table.texts(), ours.text_encoder, cache=Path(scratch), progress=False
         )
         captune = Captune(ours, table, bank, config, held)
-        plain = Plain(other, captune, held)
+        plain = Plain(other, table, bank, config, held)
         numbers = {id(way): iter(range(repeats + 1)) for way in (plain, captune)}
         ways = {
             name: lambda way=way: way.epoch(next(numbers[id(way)]))
@@ -189,8 +194,14 @@ def measure(
         }
         in_turns(ways, 1)
         taken = in_turns(ways, repeats)
-    curves = {"plain loop": plain.losses, "captune": [float(loss) for loss in captune.losses]}
-    pairs = zip(*curves.values(), strict=True)
+        seeds = Plain(third, table, bank, config.replace(seed=config.seed + 1), held)
+        for number in range(repeats + 1):
+            seeds.epoch(number)
+    curves = {
+        "plain loop": plain.losses,
+        "captune": [float(loss) for loss in captune.losses],
+        "plain loop, another seed": seeds.losses,
+    }
     return {
         "images": len(table),
         "batch_size": config.batch_size,
@@ -201,10 +212,16 @@ def measure(
         "precision": captune.accelerator.mixed_precision,
         "ways": summary(taken),
         "losses": {name: [round(loss, 4) for loss in curve] for name, curve in curves.items()},
-        "mean difference of two losses": round(
-            float(torch.tensor([abs(a - b) for a, b in pairs]).mean()), 4
-        ),
+        "mean difference from the plain loop's losses": {
+            name: _apart(plain.losses, curve) for name, curve in list(curves.items())[1:]
+        },
     }
+
+
+def _apart(one: list[float], other: list[float]) -> float:
+    return round(
+        float(torch.tensor([abs(a - b) for a, b in zip(one, other, strict=True)]).mean()), 4
+    )
 
 
 def main() -> None:

@@ -8,23 +8,21 @@ import json
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from captune.console import say, some
-from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset, names_sides
-from captune.data.pixels import UnreadableImageError
+from captune.data.dataset import names_sides
+from captune.data.decoded import Decoded, decode_batches
 from captune.data.table import CaptionTable
 from captune.device import (
     autocast,
     choose_precision,
     keep_freed_memory,
-    leave_stopping_to_main,
     loader_workers,
 )
 from captune.errors import CaptuneError
@@ -187,7 +185,7 @@ class _FeatureJob:
         self.precision = precision
         self.workers = workers
         self.broken: list[str] = []
-        self._decoded: Iterator[_Decoded] | None = None
+        self._decoded: Iterator[Decoded] | None = None
 
     def fill(self, file: RowFile, progress: bool) -> None:
         """Compute the view that ``file`` lacks."""
@@ -215,14 +213,15 @@ class _FeatureJob:
         """Batches come in order, so decoding runs ahead from the first row that is asked for."""
         if self._decoded is None:
             self._decoded = self._decode(int(rows[0]))
-        places, pixels, broken = next(self._decoded)
+        images, pixels, broken = next(self._decoded)
         self.broken += broken
         found = np.full((len(rows), self.backbone.feature_dim), np.nan, dtype=np.float16)
-        if places:
+        if images:
+            pixels = pixels.to(self.backbone.device, non_blocking=True)
             pixels = pixels.flip(-1) if self.view == "mirrored" else pixels
             with autocast(self.backbone.device, self.precision):
-                pooled = self.backbone.pooled_features(pixels.to(self.backbone.device))
-            found[places] = self._halves(pooled.float().cpu().numpy())
+                pooled = self.backbone.pooled_features(pixels)
+            found[np.array(images) - rows[0]] = self._halves(pooled.float().cpu().numpy())
         return found
 
     def _halves(self, pooled: npt.NDArray[np.float32]) -> Halves:
@@ -247,44 +246,12 @@ class _FeatureJob:
             )
         return pooled.astype(np.float16)
 
-    def _decode(self, first: int) -> Iterator[_Decoded]:
-        dataset = COCOClipDataset(table=self.table, image_size=self.backbone.preprocess.image_size)
+    def _decode(self, first: int) -> Iterator[Decoded]:
         images = len(self.table)
         apart = BATCH * processes().count  # the batches between are other processes'
-        starts = range(first, images, apart)
-        workers = self.workers if len(starts) > 2 else 0  # a few are not worth a process
-        return iter(
-            DataLoader(
-                SkippingDataset(dataset),
-                batch_sampler=(
-                    [DrawKey(row, 0, 0) for row in range(start, min(start + BATCH, images))]
-                    for start in starts
-                ),
-                num_workers=workers,
-                collate_fn=_collate,
-                worker_init_fn=leave_stopping_to_main,
-                # A loader draws from the global generator when it starts; the training that
-                # follows must be the same whether the features were on disk or not.
-                generator=torch.Generator(),
-            )
-        )
-
-
-class _Decoded(NamedTuple):
-    """A batch: ``places`` of the n photos in it that could be read, their ``pixels (n, 3, S, S)``
-    uint8, and what was ``broken``."""
-
-    places: list[int]
-    pixels: Tensor
-    broken: list[str]
-
-
-def _collate(items: list[Sample | UnreadableImageError]) -> _Decoded:
-    # One tensor for a batch: each that comes from a loader process is an open file.
-    good = {place: item.pixels for place, item in enumerate(items) if isinstance(item, Sample)}
-    pixels = torch.stack(list(good.values())) if good else torch.empty(0, 3, 1, 1).byte()
-    broken = [str(item) for item in items if isinstance(item, UnreadableImageError)]
-    return _Decoded(list(good), pixels, broken)
+        batches = [range(at, min(at + BATCH, images)) for at in range(first, images, apart)]
+        size = self.backbone.preprocess.image_size
+        return decode_batches(self.table, size, batches, workers=self.workers)
 
 
 @contextlib.contextmanager

@@ -79,9 +79,11 @@ def test_both_loops_train_the_same(script: Script, coco: Path, held: bool, worke
     values = {"batch_size": 8, "num_workers": workers, "precision": "fp32", "device": "cpu"}
     size = {"layers": (1, 1, 1, 1), "image_size": 32}
     found = steps.measure(coco, steps=3, repeats=1, held=held, values=values, **size)
-    plain, own = found["losses"].values()
+    plain, own, seeds = found["losses"].values()
     assert len(set(plain)) == 6 and plain == pytest.approx(own, abs=0.03)
     assert plain[:2] == pytest.approx(own[:2], abs=1e-3)
+    apart = found["mean difference from the plain loop's losses"]
+    assert len(seeds) == 6 and apart["plain loop, another seed"] > apart["captune"]
 
 
 @pytest.mark.parametrize("packed", [False, True])

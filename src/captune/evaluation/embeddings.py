@@ -12,12 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from captune.console import say, some
-from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset
-from captune.data.pixels import UnreadableImageError
+from captune.data.decoded import decode_batches
 from captune.data.table import CaptionTable
 from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers
 from captune.errors import CaptuneError
@@ -78,18 +76,10 @@ def embed_images(
 
 @torch.no_grad()
 def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) -> ImageEmbeddings:
-    dataset = COCOClipDataset(table=table, image_size=model.preprocess.image_size)
-    keys = [DrawKey(row, 0, 0) for row in range(len(table))]
-    here = processes()
-    starts = range(here.rank * BATCH, len(keys), here.count * BATCH)
-    batches = [keys[start : start + BATCH] for start in starts]
-    loader = DataLoader(
-        SkippingDataset(dataset),
-        batch_sampler=batches,
-        # Short sets are not worth the start of a process.
-        num_workers=workers if len(batches) > 2 else 0,
-        collate_fn=list,
-    )
+    here, images = processes(), len(table)
+    starts = range(here.rank * BATCH, images, here.count * BATCH)
+    batches = [range(start, min(start + BATCH, images)) for start in starts]
+    decoded = decode_batches(table, model.preprocess.image_size, batches, workers=workers)
     was_training = model.training
     model.eval()
     rows: list[int] = []
@@ -97,14 +87,13 @@ def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) 
     broken: list[str] = []
     bar = tqdm(total=sum(map(len, batches)), desc="embedding images", unit="image", leave=False)
     with bar, autocast(model.device, precision):
-        for items in loader:
-            good = [item for item in items if isinstance(item, Sample)]
-            broken += [str(item) for item in items if isinstance(item, UnreadableImageError)]
-            if good:
-                pixels = torch.stack([sample.pixels for sample in good]).to(model.device)
+        for readable, pixels, unreadable in decoded:
+            broken += unreadable
+            if readable:
+                pixels = pixels.to(model.device, non_blocking=True)
                 vectors.append(model(pixels).float().cpu())
-                rows += [sample.image for sample in good]
-            bar.update(len(items))
+                rows += readable
+            bar.update(len(readable) + len(unreadable))
     model.train(was_training)
     broken = here.all_words(broken)
     found = here.all_rows(torch.tensor(rows, dtype=torch.int64)).numpy()
