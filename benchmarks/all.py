@@ -1,10 +1,11 @@
 """All figures that captune promises: python benchmarks/all.py [--data DATA] [--captions FILE].
 
-Each part is a script of its own, run with its defaults; what lies in benchmarks/results already is
-not measured again unless --again says so, so that an interrupted run goes on where it was. Parts
-that need photos of COCO's size with captions are left out where no DATA is given; the bank's can be
-given captions alone, in a JSON file with COCO's `annotations`. At the end a table: target,
-measured, met or not. `make bench DATA=... CAPTIONS=... AGAIN=1` calls this.
+Each part is a script of its own; what lies in benchmarks/results already is not measured again
+unless --again says so, so that an interrupted run goes on where it was. Parts that need photos of
+COCO's size with captions are left out where no DATA is given; the bank's can be given captions
+alone, in a JSON file with COCO's `annotations`. Where there is a CUDA card, some parts are measured
+on it; all others on the processor. At the end a table: target, measured, met or not, when and
+where. `make bench DATA=... CAPTIONS=... AGAIN=1` calls this.
 """
 
 from __future__ import annotations
@@ -190,15 +191,15 @@ def run(parts: tuple[Part, ...], data: Mapping[str, str], again: bool) -> list[s
     failed = []
     for part in parts:
         if part.needs and not data[part.needs]:
-            print(f"{part.result}: left out, it needs {part.needs}: {ASKED[part.needs]}")
+            print(f"{part.path.stem}: left out, it needs {part.needs}: {ASKED[part.needs]}")
         elif part.card and not torch.cuda.is_available():
             print(f"{part.path.stem}: left out, it needs a CUDA card")
         elif part.path.is_file() and not again:
-            print(f"{part.result}: measured already, {part.found()['date']}")  # type: ignore[index]
+            print(f"{part.path.stem}: measured already, {part.found()['date']}")  # type: ignore[index]
         else:
-            print(f"{part.result}: measuring …", flush=True)
+            print(f"{part.path.stem}: measuring …", flush=True)
             if not part.measure(data.get(part.needs, "")):
-                failed.append(part.result)
+                failed.append(part.path.stem)
     return failed
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from captune import open_source
 from captune.bank import CaptionBank
+from captune.device import best_device
 from captune.encoders.text import PACKAGED, TextEncoder, load_text_encoder
 
 PLAIN_BATCH = 64
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder of the result")
     arguments = parser.parse_args()
     texts = captions_of(arguments.data)[: arguments.captions]
-    result = heading("sentence-transformers", "transformers")
+    result = heading("sentence-transformers", "transformers", device=best_device())
     result |= measure(texts, load_text_encoder(arguments.text_encoder), arguments.repeats)
     keep("bank", result, arguments.out)
 

@@ -25,6 +25,7 @@ from record import heading, keep
 from torch.nn import functional as F
 
 from captune import CLIPModel, Config, device
+from captune.device import best_device
 from captune.encoders.layers import freeze_batch_norm
 from captune.training.criteria import make_criterion
 from captune.training.loader import Batch
@@ -89,7 +90,7 @@ def main() -> None:
     if arguments.here:
         print(json.dumps(measure(arguments.here)))
         return
-    result, rows = heading(), []
+    result, rows = heading(device=best_device()), []
     for case in arguments.cases:
         command = [sys.executable, __file__, "--here", case]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -117,12 +117,13 @@ def versions(*packages: str) -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in ("torch", *packages)}
 
 
-def heading(*packages: str) -> dict[str, Any]:
-    """What every result begins with."""
+def heading(*packages: str, device: torch.device | None = None) -> dict[str, Any]:
+    """What every result begins with; ``device``: what computes, where it is not the processor."""
     return {
         "format_version": VERSION,
         "date": date.today().isoformat(),
         "machine": machine(),
+        "device": device_name(device or torch.device("cpu")),
         "versions": versions(*packages),
     }
 

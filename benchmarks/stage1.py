@@ -4,8 +4,8 @@
 captune keeps them, drawn at random: captions of one image are alike, some images share what they
 show, and all captions have a direction in common, as CLIP's have. Trained by `train_epoch` with
 the recipe `best`, all captions of an image and 8,192 of the bank in a step, the moving average
-taken in after each, a frozen ResNet-50's weights beside. Peak memory is that of the process, mapped
-pages of bank and features included.
+taken in after each, a ResNet-50's weights beside that no step touches. Peak memory is that of the
+process, mapped pages of bank and features included.
 
 Writes benchmarks/results/stage1.json and prints it.
 """
@@ -32,6 +32,7 @@ from captune import CLIPModel
 from captune.bank import CaptionBank
 from captune.config import Config
 from captune.data.table import CaptionTable
+from captune.device import best_device
 from captune.encoders.contract import Features
 from captune.features import FeatureStore
 from captune.preprocess import Preprocess
@@ -57,7 +58,7 @@ class IdleBackbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shapes = [parameter.shape for parameter in ResNetModel(ResNetConfig()).parameters()]
-        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(shape), False) for shape in shapes)
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
 
     def forward(self, pixels: Tensor) -> Features:
         raise AssertionError("stage 1 passes no photo")
@@ -164,6 +165,7 @@ class Job:
             self.optimizer.optimizer, warmup_steps=config.warmup_steps, total_steps=stage.steps
         )
         self.average = MovingAverage(self.model, decay=config.ema_decay)
+        self.average.follow(self.optimizer)
         self.losses: list[float] = []
         self.done = 0
 
@@ -236,7 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    result = heading()
+    result = heading(device=best_device())
     with tempfile.TemporaryDirectory() as scratch:
         size = (arguments.images, arguments.captions)
         result |= measure(Path(scratch), *size, arguments.epochs, arguments.steps)

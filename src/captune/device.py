@@ -13,6 +13,7 @@ import threading
 import psutil
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from captune.errors import CaptuneError
 
@@ -27,6 +28,14 @@ def best_device(name: str = "auto") -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, which a step does not wait for.
+
+    But on MPS it is waited for: what is copied there may be given back before it has been read.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -64,13 +73,10 @@ def training_precision(name: str, device: torch.device) -> str:
     """:func:`choose_precision` for what has gradients.
 
     Raises:
-        CaptuneError: fp16 where there is no scaling of the loss: small gradients would become 0
-            without a word.
+        CaptuneError: fp16 on a CPU, where it would be fp32 without a word.
     """
-    if name == "fp16" and device.type != "cuda":
-        raise CaptuneError(
-            f"precision=fp16 trains on a CUDA card only, and this is {device.type}: take auto"
-        )
+    if name == "fp16" and device.type == "cpu":
+        raise CaptuneError("precision=fp16 does not train on a CPU: take auto")
     return choose_precision(name, device)
 
 

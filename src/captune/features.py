@@ -24,6 +24,7 @@ from captune.device import (
     choose_precision,
     keep_freed_memory,
     loader_workers,
+    send,
 )
 from captune.errors import CaptuneError
 from captune.files import cache_dir
@@ -217,7 +218,7 @@ class _FeatureJob:
         self.broken += broken
         found = np.full((len(rows), self.backbone.feature_dim), np.nan, dtype=np.float16)
         if images:
-            pixels = pixels.to(self.backbone.device, non_blocking=True)
+            pixels = send(pixels, self.backbone.device)
             pixels = pixels.flip(-1) if self.view == "mirrored" else pixels
             with autocast(self.backbone.device, self.precision):
                 pooled = self.backbone.pooled_features(pixels)

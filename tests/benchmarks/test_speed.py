@@ -218,10 +218,10 @@ def test_a_cards_figures_lie_beside_the_processors(
         monkeypatch.setattr(every.torch.cuda, "is_available", lambda there=there: there)
         every.run(tuple(parts), none, True)
     assert seen == ["", "", "0"] and "thing-gpu: left out" in capsys.readouterr().out
-    for device in ("cpu", "NVIDIA T4"):
-        found = {"date": "2026-01-02", "machine": {"processor": "a processor"}, "device": device}
+    for name in ("cpu", "NVIDIA T4"):
+        found = {"date": "2026-01-02", "machine": {"processor": "a processor"}, "device": name}
         record.keep("thing", found, results)
-        assert record.where(found).endswith("a processor" if device == "cpu" else "NVIDIA T4")
+        assert record.where(found).endswith("a processor" if name == "cpu" else "NVIDIA T4")
     assert [one.found()["device"] for one in parts] == ["cpu", "NVIDIA T4"]
 
 

@@ -16,6 +16,7 @@ import pytest
 import captune
 from captune.cli.main import main, parse_overrides
 from captune.cli.parser import build_parser
+from captune.cli.printing import print_bench
 from captune.config import FIELDS
 from captune.errors import CaptuneError
 from captune.evaluation.plausible import GroundTruth
@@ -343,11 +344,15 @@ def test_bench_prints_parts_speeds_and_advice(
     words = ["bench", str(squares), "--steps", "2", *tiny]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    for part in ("copy", "forward and loss", "backward", "optimiser", "a step"):
-        assert re.search(rf"^{part} +[\d.]+ ms", printed, re.MULTILINE)
+    for part in ("decode", "copy", "forward and loss", "backward", "optimiser", "a step"):
+        assert re.search(rf"^{part} +[\d.]+ ms( +[\d.]+ %)?$", printed, re.MULTILINE)
     assert re.search(r"^from disk at \d\.\d\d of the speed from memory$", printed, re.MULTILINE)
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 2
+    print_bench({**found, "workers": 3})
+    printed = capsys.readouterr().out
+    assert re.search(r"^decode +[\d.]+ ms   meanwhile, by the workers$", printed, re.MULTILINE)
 
 
 def test_templates_of_the_command_line_replace_the_usual_ones(

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from captune.config import Config
+from captune.data.table import CaptionTable
+from captune.encoders.layers import freeze_batch_norm
 from captune.models import CLIPModel
 from captune.training.average import MovingAverage
+from captune.training.fit import fit
+
+Tables = tuple[CaptionTable, CaptionTable]
 
 
 @pytest.fixture
@@ -47,23 +53,46 @@ def test_buffers_are_the_models_and_weights_that_stay_are_bit_identical(model: C
     assert all(torch.equal(one, other) and one is not other for one, other in buffers)
 
 
-def test_what_is_frozen_is_not_touched_until_it_trains(model: CLIPModel) -> None:
+def test_what_does_not_train_is_not_touched_until_it_does(model: CLIPModel) -> None:
     """It would cost a pass over all weights in each step, for the same numbers."""
-    model.image_encoder.requires_grad_(False).eval()
+    freeze_batch_norm(model.image_encoder)
     average = MovingAverage(model, decay=0.999)
+    average.follow(torch.optim.SGD(model.head.parameters(), lr=0.1))
     everything = [*average.model.image_encoder.parameters(), *average.model.image_encoder.buffers()]
     versions = [tensor._version for tensor in everything]
     for step in range(3):
         with torch.no_grad():
-            for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            for parameter in model.head.parameters():
                 parameter += 1
         average.update(model, step)
     assert [tensor._version for tensor in everything] == versions
     head = zip(average.model.head.parameters(), model.head.parameters(), strict=True)
     assert all(not torch.equal(one, other) for one, other in head)
-    model.image_encoder.requires_grad_(True).train()
+    average.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    next(model.image_encoder.parameters()).requires_grad_(False)
+    model.image_encoder.train()
     average.update(model, 3)
-    assert all(t._version > v for t, v in zip(everything, versions, strict=True))
+    moved = [t._version > v for t, v in zip(everything, versions, strict=True)]
+    assert moved == [place > 0 for place in range(len(moved))]
+
+
+def test_stage_1_passes_over_the_backbone(
+    tables: Tables, best: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training calls it: each step of stage 1 leaves the average's backbone alone."""
+    moved: list[tuple[bool, bool]] = []
+    real = MovingAverage.update
+
+    def update(self: MovingAverage, model: CLIPModel, step: int) -> None:
+        parts = [next(p.parameters()) for p in (self.model.image_encoder, self.model.head)]
+        before = [p._version for p in parts]
+        real(self, model, step)
+        backbone, head = (p._version > v for p, v in zip(parts, before, strict=True))
+        moved.append((backbone, head))
+
+    monkeypatch.setattr(MovingAverage, "update", update)
+    fit(*tables, out=tmp_path / "run", config=best.replace(frozen_layers=0.0))
+    assert moved == [(False, True)] * 6 + [(True, True)] * 6
 
 
 def test_the_text_tower_is_shared_and_everything_else_is_its_own(model: CLIPModel) -> None:

@@ -23,8 +23,9 @@ from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.training import loop as loop_module
 from captune.training import telling as telling_module
+from captune.training.checkpoint import read_progress
 from captune.training.fit import fit
-from captune.training.run import Run
+from captune.training.run import Provenance, Run
 from captune.training.stop import TrainingStopped
 
 Tables = tuple[CaptionTable, CaptionTable]
@@ -163,6 +164,7 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
     tables: Tables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config.replace(save_steps=1)
+    monkeypatch.setattr(loop_module, "SAVING", 1e9)  # however long it takes
     whole = fit(*tables, out=tmp_path / "whole", config=config)
     real = loop_module.train_epoch
 
@@ -179,6 +181,8 @@ def test_a_kill_loses_no_more_than_the_steps_since_the_last_state(
     monkeypatch.setattr(loop_module, "train_epoch", dies)
     with pytest.raises(MemoryError):
         fit(*tables, out=tmp_path / "run", config=config)
+    kept = read_progress(Run(tmp_path / "run", config, Provenance()).state_path)
+    assert (kept.epoch, kept.step) == (1, 2)
     monkeypatch.undo()
     monkeypatch.setenv("CAPTUNE_CACHE", str(tmp_path / "cache"))
     run = fit(*tables, out=tmp_path / "run", config=config, resume=True)

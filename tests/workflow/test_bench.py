@@ -87,7 +87,10 @@ def figures(**changes: Any) -> dict[str, Any]:
     [
         ({"share_of_ceiling": 0.97}, "nothing waits for photos"),
         ({}, "40 % of the time goes into waiting for photos: decoding takes the cores"),
-        ({"photo": [640.0, 480.0]}, "640 x 480 where the model sees 32: store them smaller once, by captune data pack"),
+        (
+            {"photo": [640.0, 480.0]},
+            "where the model sees 32: store them smaller once, by captune data pack",
+        ),
         (
             {"images_per_second": {"from memory": 100.0, "decoded by the loader": 50.0}},
             "2 workers decode too slowly",

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from captune.data.pixels import CROP_SCALE, Pixels, flipped, random_crop
+from captune.device import send
 from captune.errors import CaptuneError
 
 OPERATIONS_EACH = 2  # N of RandAugment
@@ -194,9 +195,9 @@ def jitter_colours(pixels: Tensor, factors: Tensor) -> Tensor:
         ``(B, 3, S, S)`` of the same dtype: each step clamped to the range, uint8 rounded at the
         end.
     """
-    factors = factors.to(pixels.device, torch.float32, non_blocking=True)
+    factors = send(factors.float(), pixels.device)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1)
-    weights = torch.tensor(LUMA).to(pixels.device, non_blocking=True)[:, None, None]  # (3, 1, 1)
+    weights = send(torch.tensor(LUMA), pixels.device)[:, None, None]  # (3, 1, 1)
     top = 255 if pixels.dtype == torch.uint8 else 1
     image = (pixels.float() * brightness).clamp_(0, top)
     mean = (image * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)  # (B, 1, 1, 1)

@@ -138,17 +138,18 @@ class StreamDataset(IterableDataset[StreamedBatch]):
         """
         index = self.table.shards[run.shard]
         marks = index.marks()
-        row = -1
-        for row, sample in enumerate(ShardReader(index.url)):
-            if sample.mark != marks[row]:
+        alike = 0
+        for sample in ShardReader(index.url):
+            if sample.mark != marks[alike]:
                 break
-            if row >= run.low:
+            if alike >= run.low:
                 yield sample
-            if row + 1 == run.high:
+            alike += 1
+            if alike == run.high:
                 return
         raise CaptuneError(
             f"shard {index.url} is not the one that was indexed (it differs from sample "
-            f"{row + 1:,} on): train on it anew, in another folder"
+            f"{alike + 1:,} on): train on it anew, in another folder"
         )
 
     def _batch(self, items: list[_Held]) -> StreamedBatch:

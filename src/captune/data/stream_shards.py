@@ -55,9 +55,10 @@ class ShardSample(NamedTuple):
     def mark(self) -> int:
         """What it is known by when it is read again: 64 bits of name, captions and the picture's
         size, but not of its bytes, which nothing has to be read twice for."""
-        key = self.name.partition("::")[2]
+        key = self.name.rpartition("::")[2]
         told = "\0".join([key, str(len(self.image)), *self.captions])
-        digest = hashlib.blake2b(told.encode(), digest_size=8).digest()
+        # A tar's names may be of any bytes.
+        digest = hashlib.blake2b(told.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
 

@@ -117,7 +117,8 @@ def _read_captions(url: str, folder: Path) -> ShardIndex:
         texts += sample.captions
         starts.append(len(texts))
         key = sample.name.removeprefix(url)
-        state.update("\0".join([key, *sample.captions, "\n"]).encode())
+        told = "\0".join([key, *sample.captions, "\n"])
+        state.update(told.encode("utf-8", "surrogateescape"))  # a tar's names may be of any bytes
     if not texts:
         raise CaptuneError(
             f"shard {url} has no picture with a caption: each needs KEY.txt or KEY.json beside "

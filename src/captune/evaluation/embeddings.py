@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from captune.console import say, some
 from captune.data.decoded import decode_batches
 from captune.data.table import CaptionTable
-from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers
+from captune.device import autocast, choose_precision, keep_freed_memory, loader_workers, send
 from captune.errors import CaptuneError
 from captune.files import replacing
 from captune.models import CLIPModel, weights_digest
@@ -90,7 +90,7 @@ def _embed(model: CLIPModel, table: CaptionTable, precision: str, workers: int) 
         for readable, pixels, unreadable in decoded:
             broken += unreadable
             if readable:
-                pixels = pixels.to(model.device, non_blocking=True)
+                pixels = send(pixels, model.device)
                 vectors.append(model(pixels).float().cpu())
                 rows += readable
             bar.update(len(readable) + len(unreadable))

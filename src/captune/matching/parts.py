@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captune.device import send
 from captune.matching.block import Block, matched, mixed
 from captune.matching.duplicates import Likeness
 from captune.matching.pairs import Pairs
@@ -66,7 +67,7 @@ def match_part(
     writers = caption_images[:own]
 
     def there(rows: Tensor) -> Tensor:
-        return rows.to(text.device, non_blocking=True)
+        return send(rows, text.device)
 
     ids, owners = there(images), there(caption_images)
 

@@ -70,7 +70,10 @@ def save_state(path: Path, parts: TrainingParts, progress: EpochProgress) -> Non
 
 
 def _beside(average: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """The average where it differs from the model: weights that do not train are written once."""
+    """The average where it differs from the model: weights that do not train are written once.
+
+    A zero may come back with the model's sign.
+    """
     weights = model.state_dict()
     found = average.state_dict().items()
     return {f"average.{k}": v for k, v in found if not torch.equal(v, weights[k])}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from captune.device import send
 from captune.models import CLIPModel
 from captune.training.draws import Draws
 from captune.training.loader import Batch
@@ -48,7 +49,7 @@ def embed(
     if pixels.dim() == 2 or not 0 < chunk_size < len(pixels):
         with autocast():
             return batch.embed(model) if mix is None else mix.embed(model, batch), None
-    pixels = pixels.to(model.device, non_blocking=True)
+    pixels = send(pixels, model.device)
     photos: Callable[[slice], Tensor] = pixels.__getitem__
     if mix is not None and mix.photos:
         photos, mix = partial(mix.blend, pixels), None  # what is pooled is mixed already
@@ -67,7 +68,7 @@ def _embed_shared(
     autocast: Autocast,
 ) -> tuple[Tensor, PooledChunks | None]:
     """The same where several processes share the batch: of all its images, in each of them."""
-    inputs = batch.inputs.to(model.device, non_blocking=True)
+    inputs = send(batch.inputs, model.device)
     chunks = None
     if inputs.dim() > 2:
         photos: Callable[[slice], Tensor] = inputs.__getitem__

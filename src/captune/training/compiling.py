@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from shutil import which
@@ -34,11 +34,11 @@ TIMED = 20  # steps of each way that count
 WORTH = 300.0  # seconds of steps left, from which on a minute of compiling may pay
 GAIN = 0.98  # of the time as it is: a compiled step must be below that, for timings tremble
 
-# A graph for each shape, for one for all shapes is slower; draws as the plain backbone makes them,
-# which chunks rely on when they pass it twice.
 # Growing crops, chunks of two lengths, and passes with and without a gradient want more of them
 # than torch allows by itself (8), beyond which it goes on uncompiled without a word.
 GRAPHS = 128
+# A graph for each shape, for one for all shapes is slower; draws as the plain backbone makes them,
+# which chunks rely on when they pass it twice.
 COMPILE: dict[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
 
 Result = TypeVar("Result")
@@ -187,7 +187,7 @@ class BackboneCompiler:
             self._call = self._backbone._compiled_call_impl
         self._backbone._compiled_call_impl = self._call
         try:
-            with _dynamo_config().patch(recompile_limit=GRAPHS):
+            with _many_graphs():
                 yield
         finally:
             self._backbone._compiled_call_impl = before
@@ -237,10 +237,11 @@ def backbone_compiler(
     return BackboneCompiler(model.image_encoder, CardClock())
 
 
-def _dynamo_config() -> Any:
+def _many_graphs() -> AbstractContextManager[Any]:
     from torch._dynamo import config  # slow to import
 
-    return config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return config.patch({name: GRAPHS})  # type: ignore[no-any-return]
 
 
 def _missing() -> str:

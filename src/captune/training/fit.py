@@ -19,6 +19,7 @@ from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.loop import TrainingLoop
 from captune.training.run import Provenance, Run, free_name
+from captune.training.stream_loader import equal_share
 
 
 def fit(
@@ -69,6 +70,8 @@ def fit(
             f"batches of {smallest} images cannot be shared by {here.count} processes: take "
             "batch_size and head_batch_size at least as large, or fewer processes"
         )
+    if isinstance(train, StreamTable):
+        equal_share(config.batch_size, here.count)
     if announce:
         say(config.describe())
     run = Run(Path(out), config, provenance or Provenance())

@@ -22,7 +22,7 @@ from captune.data.dataset import (
 )
 from captune.data.pixels import UnreadableImageError
 from captune.data.table import CaptionTable
-from captune.device import best_device, leave_stopping_to_main, loader_workers
+from captune.device import best_device, leave_stopping_to_main, loader_workers, send
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
 from captune.processes import processes
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
     def embed(self, model: CLIPModel) -> Tensor:
         """The images' embeddings ``(B, D)``, unit length."""
-        inputs = self.inputs.to(model.device, non_blocking=True)
+        inputs = send(self.inputs, model.device)
         return model.project_image(inputs) if inputs.dim() == 2 else model(inputs)
 
 

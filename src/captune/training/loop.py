@@ -38,6 +38,7 @@ from captune.training.validation import validate
 from captune.training.watch import EpochSigns, Watchdog
 
 SAVING = 0.02  # of the time, at most, goes into saving states inside of an epoch
+LONGEST_UNSAVED = 1800.0  # seconds; a disk that hung once must not hold the next one back for hours
 
 
 class TrainingLoop:
@@ -107,6 +108,8 @@ class TrainingLoop:
             self.accelerator,
             self.average.model if self.average else None,
         )
+        if self.average:
+            self.average.follow(optimizer)
         self.compiler = None
         if stage.number == WHOLE:
             self.compiler = backbone_compiler(self.model, config, self.accelerator.device)
@@ -156,10 +159,10 @@ class TrainingLoop:
         self.here.wait_for_main()  # a process that ends makes the launcher end the others
         return TrainingStopped(self.run)
 
-    def _save_is_due(self, step: int) -> bool:
-        """Each ``save_steps`` steps, but large states are left for later where steps are short."""
-        spent = monotonic() - self._saved_at
-        return step % self.run.config.save_steps == 0 and self._save_took <= SAVING * spent
+    def _may_save(self) -> bool:
+        """Large states are left for later where steps are short."""
+        wait = min(self._save_took / SAVING, LONGEST_UNSAVED)
+        return monotonic() - self._saved_at >= wait
 
     def _save_state(self, progress: EpochProgress) -> None:
         progress.compiling = self.compiler.verdict if self.compiler else None
@@ -257,9 +260,11 @@ class TrainingLoop:
             done = (progress.epoch - self.stage.first) * self.stage.train_loader.steps
             self.average.update(self.model, done + progress.step - 1)
         stopping = self._stopping()
-        if stopping or self._save_is_due(progress.step):
+        due = progress.step % self.run.config.save_steps == 0
+        if stopping or due:
             meter.settle()
-            self._save_state(progress)
+            if stopping or self._may_save():
+                self._save_state(progress)
         if progress.step % STEPS_BETWEEN_READINGS == 0 and self.logs:
             meter.settle()
             rate = float(self.parts.optimizer.param_groups[0]["lr"])

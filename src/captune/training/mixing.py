@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captune.config import Config
+from captune.device import send
 from captune.models import CLIPModel
 from captune.training.loader import Batch
 
@@ -33,8 +34,7 @@ class Mix(NamedTuple):
 
     def to(self, device: torch.device) -> Mix:
         """The same on ``device``, which is not waited for."""
-        partner, weight = (t.to(device, non_blocking=True) for t in (self.partner, self.weight))
-        return self._replace(partner=partner, weight=weight)
+        return self._replace(partner=send(self.partner, device), weight=send(self.weight, device))
 
     def blend(self, inputs: Tensor, rows: slice = slice(None)) -> Tensor:
         """``(B, ...)`` floats, or uint8 pixels, which become floats in 0..1; ``rows`` of the result
@@ -46,7 +46,7 @@ class Mix(NamedTuple):
 
     def embed(self, model: CLIPModel, batch: Batch) -> Tensor:
         """The mixed images' embeddings ``(B, D)``, unit length."""
-        inputs = batch.inputs.to(model.device, non_blocking=True)
+        inputs = send(batch.inputs, model.device)
         if inputs.dim() == 2:
             return model.project_image(self.blend(inputs))
         if self.photos:

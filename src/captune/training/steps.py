@@ -21,6 +21,7 @@ from captune.device import (
     best_device,
     compute_repeatably,
     keep_freed_memory,
+    send,
     training_precision,
 )
 from captune.encoders.layers import freeze_batch_norm
@@ -46,7 +47,7 @@ def make_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate, with the device and precision that ``config`` asks for.
 
     Raises:
-        CaptuneError: fp16 where there is no scaling of the loss.
+        CaptuneError: fp16 on a CPU.
     """
     device = best_device(config.device)
     keep_freed_memory(device)
@@ -78,7 +79,7 @@ def train_step(
     directions of how often the own partner scores best among the batch's images and one caption
     of each. ``pairs``: of the batch, mixed where there is a ``mix``, if they are known already.
     """
-    frozen = batch.text.to(accelerator.device, non_blocking=True)  # (C, D)
+    frozen = send(batch.text, accelerator.device)  # (C, D)
     paired = getattr(criterion, "takes_pairs", False)
     mix = mix if paired else None  # a loss that knows no pairs cannot be told of two images in one
     # Embeddings (B, D), and what of the backbone is left to do when their gradient is known.
@@ -122,8 +123,8 @@ def _pairs(batch: Batch, frozen: Tensor, config: Config, mix: Mix | None) -> Pai
     """Which captions of the step belong to which image; likeness is the frozen tower's."""
     device = frozen.device
     pairs = match_pairs(
-        batch.images.to(device, non_blocking=True),
-        batch.caption_images.to(device, non_blocking=True),
+        send(batch.images, device),
+        send(batch.caption_images, device),
         frozen,
         own=batch.own,
         duplicate_threshold=config.duplicate_threshold,
@@ -201,7 +202,7 @@ def coloured(
     own = batch.images if batch.sizes is None else batch.images[own_rows(batch.sizes)]
     ids = loader.table.ids_of(own.numpy())
     factors = colour_factors(ids, config.seed, epoch, config.colour_jitter)
-    pixels = batch.inputs.to(device, non_blocking=True)
+    pixels = send(batch.inputs, device)
     size = config.chunk_size or len(pixels)  # its floats take four times the memory of the bytes
     parts = zip(torch.split(pixels, size), torch.split(factors, size), strict=True)
     return batch._replace(inputs=torch.cat([jitter_colours(*part) for part in parts]))

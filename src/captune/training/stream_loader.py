@@ -67,13 +67,7 @@ class StreamLoader:
         self.side = partial(crop_side, config=config, image_size=image_size)
         self.unreadable: dict[str, str] = {}
         self.layout = f"{here.count} × {reader.lanes} readers (processes × loader workers)"
-        share, rest = divmod(config.batch_size, here.count)
-        if rest:
-            near = [str(count * here.count) for count in (share, share + 1) if count]
-            raise CaptuneError(
-                f"batch_size {config.batch_size} cannot be shared equally by {here.count} "
-                f"processes, as shards want it: take {' or '.join(near)}"
-            )
+        share = equal_share(config.batch_size, here.count)
         self.order = StreamOrder(table.samples, share, seed=config.seed, world_size=here.count)
         self.dataset = StreamDataset(
             table,
@@ -124,6 +118,22 @@ class StreamLoader:
                 )
             note_unreadable(broken, self.unreadable)
             yield make_batch(pixels, images, drawn, self.bank, self.captions, epoch, step, sizes)
+
+
+def equal_share(batch_size: int, count: int) -> int:
+    """How many images of a step each of ``count`` processes reads of a stream.
+
+    Raises:
+        CaptuneError: they cannot have equal parts of it.
+    """
+    share, rest = divmod(batch_size, count)
+    if rest:
+        near = [str(each * count) for each in (share, share + 1) if each]
+        raise CaptuneError(
+            f"batch_size {batch_size} cannot be shared equally by {count} processes, as shards "
+            f"want it: take {' or '.join(near)}"
+        )
+    return share
 
 
 def position_in_stream(

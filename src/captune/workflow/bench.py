@@ -19,7 +19,7 @@ from captune.data.pixels import UnreadableImageError
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.data.tabular import TableOptions
-from captune.device import autocast, best_device, has_native_bf16, loader_workers
+from captune.device import autocast, best_device, has_native_bf16, loader_workers, send
 from captune.encoders.layers import freeze_batch_norm
 from captune.errors import CaptuneError
 from captune.models import CLIPModel
@@ -157,7 +157,7 @@ class _Job:
         """As in training, from the pixels' way to the device to the new weights."""
         began = watch.now()
         epoch, device = self.config.head_epochs, self.model.device
-        batch = batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
+        batch = batch._replace(inputs=send(batch.inputs, device))
         watch.seconds["copy"] += watch.now() - began
         batch = coloured(batch, self.stage.train_loader, epoch, self.config, device)
         train_step(
