@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,19 @@ def test_a_shard_is_read_once_until_it_changes(
     changed = StreamTable.open(pattern)
     assert read[3:] == ["squares-01.tar"]
     assert len(changed) == 12 and changed.digest != first.digest
+
+
+def test_names_may_be_of_any_bytes(tmp_path: Path) -> None:
+    """A tar of another age or system holds names that are no UTF-8."""
+    out = tmp_path / "old.tar"
+    with tarfile.open(out, "w", encoding="latin-1") as archive:
+        for name, content in (("caf\xe9.jpg", photo(1)), ("caf\xe9.txt", b"a cup of coffee")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    table = StreamTable.open(str(out))
+    assert len(table) == 1 and table.shards[0].texts() == ["a cup of coffee"]
+    assert table.shards[0].marks().shape == (1,)
 
 
 def test_what_was_cut_short_is_read_again(pattern: str) -> None:

@@ -436,6 +436,11 @@ def refused() -> None:
         "do not see the same data": lambda: fitted("seeds", config_of(seed=here.rank)),
         "is not seen on every machine": lambda: here.see(FOLDER / "nowhere"),
     }
+    shards = StreamTable.open(str(FOLDER / "shards" / "*.tar"))
+    odd = config_of(head_epochs=0, batch_size=2 * here.count + 1)
+    wrong["cannot be shared equally"] = lambda: fit(
+        shards, table_of("val"), out=FOLDER / f"odd-{here.count}", config=odd
+    )
     if here.count > 2:
         wrong["cannot be shared"] = lambda: fitted("small", config_of(batch_size=2))
     processes_module.SECONDS_TO_APPEAR = 0.1
@@ -446,6 +451,7 @@ def refused() -> None:
             assert words in str(error), error
         else:
             raise AssertionError(f"no error that {words}")
+    assert not (FOLDER / f"odd-{here.count}").exists()  # what is mended starts as if new
 
 
 def killed() -> None:

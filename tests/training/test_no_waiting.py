@@ -8,13 +8,16 @@ noted.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from captune.config import Config
 from captune.data.augment import colour_factors, jitter_colours
@@ -25,7 +28,27 @@ from captune.training.mixing import draw_mix
 from captune.training.steps import train_step
 
 META = torch.device("meta")
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
+
+
+class Made(TorchFunctionMode):
+    """Notes tensors that are made of Python's values on the card: a copy that blocks, and that no
+    dispatch mode sees."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        there = torch.device(kwargs.get("device") or "cpu") == META
+        if func in (torch.tensor, torch.as_tensor) and there:
+            self.found.append(func.__name__)
+        if func is torch.Tensor.new_tensor and args[0].device == META:
+            self.found.append("new_tensor")
+        return func(*args, **kwargs)
 
 
 class Waits(TorchDispatchMode):
@@ -34,20 +57,30 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self._made = Made(self.found)
+
+    def __enter__(self) -> Waits:
+        self._made.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._made.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = str(func)
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        on_card = any(t.device == META for t in tensors)
-        chosen = args[1] if "index" in name and len(args) > 1 else ()
-        rows = chosen if isinstance(chosen, list | tuple) else ()
+        name = str(func).removeprefix("aten.").partition(".")[0]
+        given = [a for a in tree_leaves(args) if isinstance(a, torch.Tensor)]
+        on_card = any(t.device == META for t in given)
+        from_host = any(t.device != META and t.dim() for t in given)
+        rows = tree_leaves(args[1]) if name.startswith(("index", "_index")) else []
         by_value = any(getattr(r, "dtype", None) == torch.bool and r.device == META for r in rows)
-        comes = "_to_copy" in name and torch.device(kwargs.get("device") or "cpu") == META
+        comes = name == "_to_copy" and torch.device(kwargs.get("device") or "cpu") == META
         blocks = comes and not on_card and not kwargs.get("non_blocking")
-        if (on_card and any(word in name for word in READS)) or by_value or blocks:
+        copied = on_card and from_host and name.startswith(("copy", "index", "_index"))
+        if (on_card and name in READS) or by_value or blocks or copied:
             self.found.append(name)
         return func(*args, **kwargs)
 
@@ -117,12 +150,30 @@ def test_nothing_of_a_step_is_waited_for(
     assert step(config) == []
 
 
-def test_what_would_be_waited_for_is_seen() -> None:
-    there, mask = torch.zeros(3, device=META), torch.ones(3, dtype=torch.bool, device=META)
+CARD = torch.zeros(3, device=META)
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [
+        (lambda: torch.zeros(3).to(META), "_to_copy"),
+        (lambda: torch.tensor([1.0, 2.0], device=META), "tensor"),
+        (lambda: torch.as_tensor([1.0, 2.0], device=META), "as_tensor"),
+        (lambda: CARD.new_tensor([1.0]), "new_tensor"),
+        (lambda: CARD.clone().copy_(torch.zeros(3)), "copy_"),
+        (lambda: CARD[torch.tensor([0, 1])], "index"),
+        (lambda: CARD[CARD > 0], "index"),
+        (lambda: CARD.nonzero(), "nonzero"),
+        (lambda: float(CARD.sum()), "_local_scalar_dense"),
+    ],
+)
+def test_what_would_be_waited_for_is_seen(act: Callable[[], object], name: str) -> None:
+    with Waits() as waits, contextlib.suppress(Exception):  # some cannot be done without values
+        act()
+    assert name in waits.found
+
+
+def test_what_is_sent_or_made_there_is_not_waited_for() -> None:
     with Waits() as waits:
-        torch.zeros(3).to(META)
-        with contextlib.suppress(Exception):
-            there[mask]
-        with contextlib.suppress(Exception):
-            float(there.sum())
-    assert len(waits.found) >= 3
+        torch.zeros(3).to(META, non_blocking=True) + CARD.new_zeros(3) + torch.ones(3, device=META)
+    assert waits.found == []
