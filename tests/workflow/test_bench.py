@@ -78,6 +78,8 @@ def figures(**changes: Any) -> dict[str, Any]:
         "photo": [40.0, 40.0],
         "workers": 2,
         "precision": "bf16",
+        "batch_size": 50,
+        "step": {"decode": 0.5},  # as long as a step from memory
     }
     return {**base, **changes}
 
@@ -101,6 +103,10 @@ def figures(**changes: Any) -> dict[str, Any]:
                 "workers": 0,
             },
             "decoding takes the cores",
+        ),
+        (
+            {"workers": 0, "share_of_ceiling": 0.3},
+            "70 % of the time is lost and decoding explains 50 %: other work keeps this machine",
         ),
     ],
 )

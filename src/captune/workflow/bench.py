@@ -37,6 +37,7 @@ MEANINGFUL = 2  # images: one alone has nothing to be told apart from
 TAKEN_APART = 3  # steps of which each part is timed
 DECODED = 64  # photos that one process decodes
 ENOUGH = 0.95  # of the speed from memory: from here on nothing waits for photos
+UNEXPLAINED = 0.15  # of the time, lost from disk beyond what decoding takes: the machine is busy
 PARTS = ("decode", "copy", "forward and loss", "backward", "optimiser")
 
 
@@ -246,11 +247,26 @@ def _mean_size(table: CaptionTable) -> list[float]:
     return [float(side) for side in np.mean(sizes, axis=0)] if sizes else [0.0, 0.0]
 
 
+def _decoding_costs(found: Mapping[str, Any]) -> float:
+    """The share of the time that decoding takes from steps; with workers it may be all of it."""
+    if found["workers"]:
+        return 1.0
+    decode = float(found["step"]["decode"])
+    step = float(found["batch_size"]) / float(found["images_per_second"]["from memory"])
+    return decode / (decode + step)
+
+
 def advice(found: Mapping[str, Any], model: CLIPModel) -> list[str]:
     """What would make training faster, in plain words."""
     speed, share = found["images_per_second"], found["share_of_ceiling"]
     said = []
-    if share < ENOUGH:
+    explained = _decoding_costs(found)
+    if share < ENOUGH and 1 - share > explained + UNEXPLAINED:
+        said.append(
+            f"{100 * (1 - share):.0f} % of the time is lost and decoding explains "
+            f"{100 * explained:.0f} %: other work keeps this machine busy, measure again"
+        )
+    elif share < ENOUGH:
         lost = f"{100 * (1 - share):.0f} % of the time goes into waiting for photos"
         side = model.preprocess.image_size
         if min(found["photo"]) > 1.5 * side:
