@@ -262,7 +262,9 @@ def watched() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Say goodbye, so that no process ends in the middle of what another one sends."""
+    """Say goodbye, so that no process ends in the middle of what another one sends, or with its
+    own threads at work."""
     if _joined.cache_info().currsize and dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError):  # another one has ended already
+            dist.destroy_process_group()
         _joined.cache_clear()

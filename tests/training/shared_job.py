@@ -463,6 +463,7 @@ def killed() -> None:
             fitted("killed", config_of())
     except ProcessLostError as lost:
         print(lost)
+        leave()
         sys.exit(3)
 
 

@@ -24,11 +24,12 @@ def run_together(arguments: argparse.Namespace, overrides: dict[str, Any]) -> in
             f"captune {arguments.command} runs in one process, and {launched()} were started: "
             f"several can share {' and '.join(SHARED_COMMANDS)}"
         )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(watched())
-        if not processes().main:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        code = int(arguments.run(arguments, overrides))
-    leave()
-    return code
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(watched())
+            if not processes().main:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            return int(arguments.run(arguments, overrides))
+    finally:  # after an error, too: who just ends may be aborted in place of its exit code
+        leave()
