@@ -56,6 +56,13 @@ def test_where_no_cores_are_assigned_all_of_them_count(monkeypatch: pytest.Monke
     assert hardware.loader_workers(-1) == 3
 
 
+def test_what_torch_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3, 16))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 11)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4)
+    assert hardware.free_memory(torch.device("cuda")) == 3 + 11 - 4
+
+
 def wait_for_the_end() -> None:
     hardware.leave_stopping_to_main(0)
     time.sleep(60)

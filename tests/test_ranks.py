@@ -141,6 +141,32 @@ def test_equal_pictures_tie_wherever_they_lie(images: int) -> None:
     assert bool((found.caption[~twins] == 1).all())
 
 
+@pytest.mark.parametrize(
+    ("device", "free", "place"),
+    [("cuda", 2**40, "cuda"), ("cuda", 2**20, "cpu"), ("mps", 2**40, "cpu"), ("cpu", 0, "cpu")],
+)
+def test_a_card_ranks_where_it_has_the_memory(
+    device: str, free: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "free_memory", lambda _: free)
+    moved: list[str] = []
+    real = Tensor.to
+
+    def to(self: Tensor, where: torch.device) -> Tensor:
+        moved.append(where.type)
+        return real(self, "cpu")
+
+    image, text = random_unit(30, 8, 1), random_unit(60, 8, 2)
+    owner = torch.arange(30).repeat(2)
+    expected = retrieval_ranks(image, text, owner)
+    with monkeypatch.context() as here:
+        here.setattr(Tensor, "to", to)
+        found = retrieval_ranks(image, text, owner, device=torch.device(device))
+    assert moved[:2] == [place, place]
+    assert found.image.tolist() == expected.image.tolist()
+    assert found.caption.tolist() == expected.caption.tolist()
+
+
 def test_one_image_with_a_hundred_captions() -> None:
     image, text = random_unit(3, 8, 4), random_unit(102, 8, 5)
     owner = torch.tensor([0] * 100 + [1, 2])

@@ -38,6 +38,12 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type != "mps")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that a tensor on a CUDA card can have, what torch keeps there for later included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bf16 in hardware.
 

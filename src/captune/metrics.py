@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.processes import ALONE, Processes
 from captune.ranks import Ranks, retrieval_ranks
 
 RECALL_AT = (1, 5, 10)
@@ -63,7 +64,13 @@ def average_precision_at_r(of_own: Tensor, image_of_caption: Tensor) -> Tensor:
 
 
 def retrieval_metrics(
-    image: Tensor, text: Tensor, image_of_caption: Tensor, *, every_caption: bool = False
+    image: Tensor,
+    text: Tensor,
+    image_of_caption: Tensor,
+    *,
+    every_caption: bool = False,
+    device: torch.device | None = None,
+    here: Processes = ALONE,
 ) -> dict[str, Any]:
     """Both directions at once, from embeddings.
 
@@ -72,6 +79,7 @@ def retrieval_metrics(
         text: ``(M, D)`` unit length, one row for each caption.
         image_of_caption: ``(M,)`` int64.
         every_caption: add ``mAP@R`` (percent), for which all captions of an image are ranked.
+        device, here: where ranks are counted, and by whom (:func:`captune.ranks.retrieval_ranks`).
 
     Returns:
         ``image_to_text`` and ``text_to_image`` (what :func:`summarise_ranks` gives, over the
@@ -80,7 +88,9 @@ def retrieval_metrics(
     Raises:
         ValueError: see :func:`captune.ranks.retrieval_ranks`.
     """
-    ranks = retrieval_ranks(image, text, image_of_caption, every_caption=every_caption)
+    ranks = retrieval_ranks(
+        image, text, image_of_caption, every_caption=every_caption, device=device, here=here
+    )
     return metrics_of_ranks(ranks, image_of_caption)
 
 

@@ -150,6 +150,14 @@ class Processes:
         """
         return torch.cat(self.rows_of_each(rows)) if self.count > 1 else rows
 
+    def added(self, numbers: Tensor) -> Tensor:
+        """``numbers``, on the host and of the same shape in each, added up over all processes."""
+        if self.count == 1:
+            return numbers
+        total = numbers.clone()
+        dist.all_reduce(total, group=self._host)
+        return total
+
     def all_words(self, words: list[str]) -> list[str]:
         """The strings of all processes, in their order."""
         if self.count == 1:
@@ -180,7 +188,7 @@ class Processes:
         return bytes(body.tolist())
 
 
-_ALONE = Processes()
+ALONE = Processes()
 _alone_depth = 0
 
 
@@ -190,7 +198,7 @@ def processes() -> Processes:
     Raises:
         CaptuneError: the environment says that there are several, but not how to reach them.
     """
-    return _ALONE if _alone_depth else _joined()
+    return ALONE if _alone_depth else _joined()
 
 
 @contextlib.contextmanager
@@ -212,7 +220,7 @@ def launched() -> int:
 @functools.cache
 def _joined() -> Processes:
     if launched() == 1:
-        return _ALONE
+        return ALONE
     if not dist.is_available():
         raise CaptuneError(f"WORLD_SIZE={launched()}, but this torch has no torch.distributed")
     if not dist.is_initialized():

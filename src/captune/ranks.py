@@ -20,6 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from captune.device import free_memory
+from captune.processes import ALONE, Processes
+
 # A tile of fp32 scores, 5 MB, stays in the cache while it is counted, and tall tiles make the
 # product faster than wide ones; a GPU wants larger products.
 TILE, TILE_ON_GPU = (1024, 1280), (4096, 20480)
@@ -49,25 +52,34 @@ def retrieval_ranks(
     *,
     every_caption: bool = False,
     tile: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+    here: Processes = ALONE,
 ) -> Ranks:
     """Ranks of all images and captions by dot product.
 
     Args:
-        image: ``(N, D)`` fp32, on the device that computes.
-        text: ``(M, D)`` fp32, on the same.
+        image: ``(N, D)`` fp32.
+        text: ``(M, D)`` fp32, on the same device.
         image_of_caption: ``(M,)`` int64, the image of each caption, in any order.
         every_caption: also rank every caption for its own image, at the price of one more count
             for each caption that an image has.
         tile: images and captions of a product; default by device.
+        device: a CUDA card computes if it has the memory, else the CPU; default: where they lie.
+        here: processes that all call this with the same embeddings: each counts some of the
+            images, and all have the result.
 
     Raises:
         ValueError: an embedding is not finite, shapes do not fit, or an image has no caption.
     """
     owner = _checked(image, text, image_of_caption)
+    if device is not None:
+        place = _with_room(device, image, text)
+        image, text = image.to(place), text.to(place)
     order = owner.argsort(stable=True)
     if torch.equal(order, torch.arange(len(order))):
-        return _Count(image, text, owner, tile).ranks(every_caption)
-    found = _Count(image, text[order.to(text.device)], owner[order], tile).ranks(every_caption)
+        return _Count(image, text, owner, tile, here).ranks(every_caption)
+    sorted_text = text[order.to(text.device)]
+    found = _Count(image, sorted_text, owner[order], tile, here).ranks(every_caption)
     back = order.argsort()
     of_own = None if found.of_own is None else found.of_own[back]
     return Ranks(found.image, found.caption[back], of_own)
@@ -94,6 +106,14 @@ def _checked(image: Tensor, text: Tensor, image_of_caption: Tensor) -> Tensor:
     return owner
 
 
+def _with_room(device: torch.device, image: Tensor, text: Tensor) -> torch.device:
+    """A CUDA card with room for the embeddings, captions sorted, and tiles; else the CPU."""
+    height, width = TILE_ON_GPU
+    numbers = image.numel() + 2 * text.numel() + 3 * height * width
+    roomy = device.type == "cuda" and free_memory(device) > 4 * numbers
+    return device if roomy else torch.device("cpu")
+
+
 class _Count:
     """Counts rivals tile by tile; captions are sorted by their images.
 
@@ -102,10 +122,15 @@ class _Count:
     """
 
     def __init__(
-        self, image: Tensor, text: Tensor, owner: Tensor, tile: tuple[int, int] | None
+        self,
+        image: Tensor,
+        text: Tensor,
+        owner: Tensor,
+        tile: tuple[int, int] | None,
+        here: Processes,
     ) -> None:
         self.image, self.text = image.detach().float(), text.detach().float()
-        self.owner = owner
+        self.owner, self.here = owner, here
         height, width = tile or (TILE_ON_GPU if image.is_cuda else TILE)
         self.height = min(height, _multiple_of_16(len(image)))
         self.width = min(width, _multiple_of_16(len(text)))
@@ -121,17 +146,19 @@ class _Count:
                 return made[-1].add
 
             _share(self._tiles(), counting, threads)
-        caption_rank = 1 + sum(part.of_captions.long() for part in made)
-        rivals = sum(part.of_images.long() for part in made)
-        assert isinstance(caption_rank, Tensor) and isinstance(rivals, Tensor)
+        of_captions = self.here.added(torch.stack([part.of_captions for part in made]).sum(0).cpu())
+        rivals = self.here.added(torch.stack([part.of_images for part in made]).sum(0).cpu())
         of_own = None
         if every_caption:
-            of_own = (1 + places + rivals[self.owner.to(own.device), places]).cpu()
-        return Ranks(1 + rivals[:, 0].cpu(), caption_rank.cpu(), of_own)
+            places = places.cpu()
+            of_own = 1 + places + rivals[self.owner, places]
+        return Ranks(1 + rivals[:, 0], 1 + of_captions, of_own)
 
     def _tiles(self) -> Iterator[_Place]:
-        """The first image and caption of each; row by row, for images are used again at once."""
+        """The first image and caption of each; row by row, for images are used again at once. Of
+        several processes each has some of the rows."""
         tops = range(0, len(self.image), self.height)
+        tops = tops[self.here.share(len(tops))]
         bar = tqdm(tops, desc="ranking", unit="tile row", leave=False, delay=3)
         return ((top, left) for top in bar for left in range(0, len(self.text), self.width))
 

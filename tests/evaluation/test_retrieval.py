@@ -108,7 +108,7 @@ def test_metrics_equal_a_slow_loop_from_the_definition(rows: list[int]) -> None:
     table = uneven_table(23)
     bank = random_bank(table.captions.num_rows)
     embeddings = embeddings_of(rows, unreadable=23 - len(rows))
-    found, _ = evaluate_retrieval(NO_ADAPTER, table, embeddings, bank)
+    found = evaluate_retrieval(NO_ADAPTER, table, embeddings, bank).metrics
     texts = [(row / np.linalg.norm(row)).tolist() for row in bank.embeddings.astype(np.float64)]
     vectors = dict(zip(rows, embeddings.vectors.double().tolist(), strict=True))
     expected = slow_metrics(table, vectors, texts)
@@ -122,21 +122,21 @@ def test_metrics_equal_a_slow_loop_from_the_definition(rows: list[int]) -> None:
 
 def test_captions_of_unreadable_images_are_left_out_and_the_images_counted() -> None:
     table = uneven_table(8)
-    found, _ = evaluate_retrieval(
+    found = evaluate_retrieval(
         NO_ADAPTER,
         table,
         embeddings_of([0, 1, 2, 4, 5, 6], 2),
         random_bank(table.captions.num_rows),
-    )
+    ).metrics
     # Images 3 and 7 have four captions each, of 1 + 2 + 3 + 4 twice.
     assert (found["images"], found["captions"], found["unreadable_images"]) == (6, 12, 2)
 
 
 def test_the_result_names_its_data_and_the_very_captions_it_is_of() -> None:
     table = uneven_table(8)
-    found, _ = evaluate_retrieval(
+    found = evaluate_retrieval(
         NO_ADAPTER, table, embeddings_of(list(range(8))), random_bank(table.captions.num_rows)
-    )
+    ).metrics
     assert (found["data"], found["split"]) == ("made", "val")
     assert found["split_digest"] == uneven_table(8).digest != uneven_table(9).digest
 
@@ -153,9 +153,9 @@ def test_captions_are_compared_through_the_models_text_adapter() -> None:
         bank.row_of_caption,
         "turned",
     )
-    found, _ = evaluate_retrieval(adapted, table, embeddings, bank)
-    assert found == evaluate_retrieval(NO_ADAPTER, table, embeddings, by_hand)[0]
-    assert found != evaluate_retrieval(NO_ADAPTER, table, embeddings, bank)[0]
+    found = evaluate_retrieval(adapted, table, embeddings, bank).metrics
+    assert found == evaluate_retrieval(NO_ADAPTER, table, embeddings, by_hand).metrics
+    assert found != evaluate_retrieval(NO_ADAPTER, table, embeddings, bank).metrics
 
 
 class FixedText:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from captune import bank as bank_module
 from captune import features as features_module
 from captune import processes as processes_module
+from captune import ranks as ranks_module
 from captune import rowfile as rowfile_module
 from captune.bank import CaptionBank
 from captune.config import DEFAULT_CONFIG, Config
@@ -38,6 +39,7 @@ from captune.features import FeatureStore
 from captune.losses import Criterion, InfoNCELoss
 from captune.models import CLIPModel
 from captune.processes import ProcessLostError, alone, leave, processes, watched
+from captune.ranks import retrieval_ranks
 from captune.rowfile import Halves, RowFile, Rows
 from captune.training import loop as loop_module
 from captune.training.criteria import make_criterion
@@ -345,6 +347,34 @@ def stopped() -> None:
         else:
             raise AssertionError("it was not stopped")
     assert_same_run(one, fitted(f"stopped-{here.count}", config, resume=True))
+
+
+def ranks() -> None:
+    """Each process counts some of the tiles, and all have the ranks that one has by itself."""
+    here = processes()
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 4, (50, 6), generator=generator).float()  # many ties
+    owner = torch.cat((torch.arange(50), torch.randint(0, 50, (90,), generator=generator)))
+    text = torch.randint(0, 4, (140, 6), generator=generator).float()
+    counted: list[tuple[int, int]] = []
+    real = ranks_module._Rivals.add
+
+    def add(self: Any, place: tuple[int, int]) -> None:
+        counted.append(place)
+        real(self, place)
+
+    ranks_module._Rivals.add = add  # type: ignore[method-assign]
+    try:
+        how: dict[str, Any] = {"every_caption": True, "tile": (16, 32)}
+        wanted = retrieval_ranks(image, text, owner, **how)
+        every = sorted(counted)
+        counted.clear()
+        found = retrieval_ranks(image, text, owner, **how, here=here)
+    finally:
+        ranks_module._Rivals.add = real  # type: ignore[method-assign]
+    torch.testing.assert_close(tuple(found), tuple(wanted), rtol=0, atol=0)
+    parts = here.all_rows(torch.tensor(counted)).tolist()
+    assert sorted(map(tuple, parts)) == every and 0 < len(counted) < len(every)
 
 
 def masks() -> None:

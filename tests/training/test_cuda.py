@@ -17,6 +17,7 @@ from captune.data.table import CaptionTable
 from captune.device import best_device
 from captune.evaluation.embeddings import embed_images
 from captune.models import CLIPModel
+from captune.ranks import TILE_ON_GPU, retrieval_ranks
 from captune.training.criteria import make_criterion
 from captune.training.fit import fit
 from captune.training.loader import make_loader
@@ -123,6 +124,20 @@ def test_a_runs_embeddings_are_the_cpus(
     expected = embed_images(model.to("cpu"), tables[1], precision="fp32", num_workers=0).vectors
     found = embed_images(model.to("cuda"), tables[1], precision=precision, num_workers=1).vectors
     assert (found.cpu() - expected).abs().max() < error
+
+
+def test_ranks_are_the_cpus_ties_included(card: torch.device) -> None:
+    """Tiles of a card's size; scores of few levels, which are exact in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 4, (5000, 16), generator=generator).float()
+    text = torch.randint(0, 4, (25_000, 16), generator=generator).float()
+    owner = torch.arange(25_000) % 5000
+    expected = retrieval_ranks(image, text, owner, every_caption=True)
+    torch.cuda.reset_peak_memory_stats()
+    found = retrieval_ranks(image, text, owner, every_caption=True, device=card)
+    assert torch.cuda.max_memory_allocated() > 4 * TILE_ON_GPU[0] * TILE_ON_GPU[1]  # it was there
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
 
 
 def test_a_batch_too_large_for_the_card_is_done_in_chunks(

@@ -116,11 +116,13 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
     return said
 
 
-ONE_BY_ONE = "every_kind own_statistics stores whole stopped streamed masks too_large told refused"
+ONE_BY_ONE = (
+    "every_kind own_statistics stores ranks whole stopped streamed masks too_large told refused"
+)
 
 
 @pytest.mark.parametrize(
-    ("world", "jobs"), [(2, ONE_BY_ONE.split()), (3, ["every_kind", "refused"])]
+    ("world", "jobs"), [(2, ONE_BY_ONE.split()), (3, ["every_kind", "ranks", "refused"])]
 )
 def test_several_processes_do_what_one_does(world: int, jobs: list[str], folder: Path) -> None:
     said = finish(start(world, folder, *jobs))

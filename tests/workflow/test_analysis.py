@@ -13,6 +13,7 @@ from captune.bank import CaptionBank
 from captune.data.sources import open_source
 from captune.data.table import CaptionTable
 from captune.evaluation.embeddings import ImageEmbeddings, embed_images
+from captune.evaluation.retrieval import evaluate_retrieval
 from captune.workflow.analysis import (
     EASIEST,
     FAILURES,
@@ -35,7 +36,13 @@ def table(coco: Path) -> CaptionTable:
 def retrieval(tiny_clip: Path, table: CaptionTable) -> Retrieval:
     opened = open_model(str(tiny_clip))
     embeddings = embed_images(opened.model, table, precision="fp32")
-    return Retrieval.of(opened, table, embeddings)
+    return ranked(opened, table, embeddings)
+
+
+def ranked(opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings) -> Retrieval:
+    bank = CaptionBank.build(table.texts(), opened.model.text_encoder)
+    ranks = evaluate_retrieval(opened.model, table, embeddings, bank).ranks
+    return Retrieval.of(opened, table, embeddings, ranks)
 
 
 def test_failures_are_the_captions_whose_own_picture_came_last(
@@ -80,7 +87,7 @@ def test_a_model_that_finds_every_picture_first_has_no_failures(
     one = table.take_images([4])
     vectors = retrieval.embeddings.vectors[4:5]
     found = ImageEmbeddings(np.array([0], dtype=np.int64), vectors, 0)
-    alone = Retrieval.of(Opened(retrieval.model, None, "tiny"), one, found)
+    alone = ranked(Opened(retrieval.model, None, "tiny"), one, found)
     assert hardest(alone) == [] and easiest(alone) == []
     assert analyse(alone).twins == []
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from captune.metrics import metrics_of_ranks
+from captune.processes import processes
 from captune.ranks import retrieval_ranks
 
 METHOD = "inverted softmax"
@@ -168,6 +169,7 @@ def hubness_corrected(
     querybank: Tensor,
     *,
     temperature: float = TEMPERATURE,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Recall with text→image corrected, and hubness before and after it.
 
@@ -177,6 +179,8 @@ def hubness_corrected(
         image_of_caption: ``(M,)`` int64.
         querybank: ``(Q, D)`` unit length: training captions, none of an evaluated image.
         temperature: of the inverted softmax.
+        device: where ranks are counted (:func:`captune.ranks.retrieval_ranks`), which several
+            processes share; all have the result.
 
     Returns:
         ``method``, ``querybank``, ``queries`` (Q), ``temperature``, ``corrected`` (the directions
@@ -185,8 +189,9 @@ def hubness_corrected(
     """
     fairer = corrected(image, text, bank_hubness(image, querybank, temperature=temperature))
     owner = image_of_caption
-    plain = retrieval_ranks(image, text, owner, every_caption=True)
-    ranks = plain._replace(caption=retrieval_ranks(*fairer, owner).caption)
+    how: dict[str, Any] = {"device": device, "here": processes()}
+    plain = retrieval_ranks(image, text, owner, every_caption=True, **how)
+    ranks = plain._replace(caption=retrieval_ranks(*fairer, owner, **how).caption)
     before = hubness_skewness(similarity_rows(image, text), len(image), len(text))
     after = hubness_skewness(similarity_rows(*fairer), len(image), len(text))
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captune.data.table import CaptionTable
 from captune.errors import CaptuneError, nearest
+from captune.processes import processes
 from captune.ranks import Ranks, retrieval_ranks
 
 HIT_RULE = (
@@ -123,8 +124,20 @@ class Ranked:
     owner: Tensor
 
     @classmethod
-    def by(cls, protocol: Protocol, image: Tensor, text: Tensor, owner: Tensor) -> Ranked:
-        """Of embeddings ``(N, D)`` and ``(M, D)``; ``owner (M,)`` int64, each caption's image."""
+    def by(
+        cls,
+        protocol: Protocol,
+        image: Tensor,
+        text: Tensor,
+        owner: Tensor,
+        device: torch.device | None = None,
+    ) -> Ranked:
+        """Of embeddings ``(N, D)`` and ``(M, D)``; ``owner (M,)`` int64, each caption's image.
+
+        Several processes share the counting, and all have the result; ``device`` as that of
+        :func:`captune.ranks.retrieval_ranks`.
+        """
+        how: dict[str, Any] = {"every_caption": True, "device": device, "here": processes()}
         parts: list[Ranks] = []
         owners: list[Tensor] = []
         seen = 0
@@ -132,7 +145,7 @@ class Ranked:
             place = torch.full((len(image),), -1)
             place[rows] = torch.arange(len(rows))
             inside = place[owner[captions]]
-            parts.append(retrieval_ranks(image[rows], text[captions], inside, every_caption=True))
+            parts.append(retrieval_ranks(image[rows], text[captions], inside, **how))
             owners.append(inside + seen)
             seen += len(rows)
         joined = (

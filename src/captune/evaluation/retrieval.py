@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ from captune.evaluation.intervals import (
 from captune.evaluation.protocols import FULL, Protocol, Ranked
 from captune.metrics import metrics_of_ranks
 from captune.models import CLIPModel
+from captune.ranks import Ranks
+
+
+class Retrieved(NamedTuple):
+    """What retrieval was measured to be: a JSON object, the ``hits`` image by image for a
+    comparison, and the ``ranks`` that both are of, in the order of the protocol."""
+
+    metrics: dict[str, Any]
+    hits: QueryHits
+    ranks: Ranks
 
 
 def evaluate_retrieval(
@@ -32,14 +42,14 @@ def evaluate_retrieval(
     embeddings: ImageEmbeddings,
     bank: CaptionBank,
     protocol: Protocol = FULL,
-) -> tuple[dict[str, Any], QueryHits]:
+) -> Retrieved:
     """Retrieval of the images that were read, by a protocol, with all that a citation needs.
 
     Returns:
-        A JSON object and the hits, image by image, for a comparison. The object holds ``data``,
-        ``split``, ``images``, ``captions`` (those that the protocol counts), ``split_digest``,
-        ``unreadable_images``, ``protocol``, what :func:`captune.metrics.metrics_of_ranks` gives,
-        and ``intervals``: of each recall and of rsum ``[low, high]``.
+        ``metrics`` hold ``data``, ``split``, ``images``, ``captions`` (those that the protocol
+        counts), ``split_digest``, ``unreadable_images``, ``protocol``, what
+        :func:`captune.metrics.metrics_of_ranks` gives, and ``intervals``: of each recall and of
+        rsum ``[low, high]``.
 
     Raises:
         CaptuneError: the protocol is not defined for the table.
@@ -47,9 +57,10 @@ def evaluate_retrieval(
     protocol.check(table, embeddings.unreadable)
     captions, owner = table.captions_among(embeddings.rows)
     text = caption_embeddings(model, bank, captions)
-    ranked = Ranked.by(protocol, embeddings.vectors, text, torch.from_numpy(owner))
+    owners = torch.from_numpy(owner)
+    ranked = Ranked.by(protocol, embeddings.vectors, text, owners, model.device)
     hits = QueryHits.from_ranks(ranked.ranks.image, ranked.ranks.caption, ranked.owner)
-    return {
+    metrics = {
         "data": table.name,
         "split": table.split,
         "images": len(ranked.ranks.image),
@@ -59,7 +70,8 @@ def evaluate_retrieval(
         "protocol": protocol.stamp(),
         **metrics_of_ranks(ranked.ranks, ranked.owner),
         "intervals": intervals_of(bootstrap(hits)),
-    }, hits
+    }
+    return Retrieved(metrics, hits, ranked.ranks)
 
 
 def intervals_of(found: Sequence[Interval]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from captune.config import DEFAULT_CONFIG, Config
@@ -72,14 +72,13 @@ def validate(
         order = images.argsort()
         images, found = images[order], found[order]
     loss = float(here.all_rows(torch.tensor(losses, dtype=torch.float64)).sum()) / len(images)
-    return here.from_main(lambda: {"loss": loss, **_retrieval(model, loader, images, found)})
-
-
-def _retrieval(model: CLIPModel, loader: Batches, images: Tensor, found: Tensor) -> dict[str, Any]:
-    """Metrics of a whole split: ``images (n,)`` its rows, ``found (n, D)`` their embeddings."""
     captions, owner = loader.table.captions_among(images.numpy())
     text = model.project_text(loader.bank.lookup(captions).to(model.device)).cpu()
-    metrics = retrieval_metrics(found, text, torch.from_numpy(owner))
-    counts = {"images": len(images), "captions": len(captions)}
-    signs = {"spread": spread(found), "effective_rank": effective_rank(found)}
-    return {**counts, **metrics, **signs}
+    metrics = retrieval_metrics(
+        found, text, torch.from_numpy(owner), device=model.device, here=here
+    )
+    result = {"loss": loss, "images": len(images), "captions": len(captions), **metrics}
+    signs = here.from_main(
+        lambda: {"spread": spread(found), "effective_rank": effective_rank(found)}
+    )
+    return {**result, **signs}

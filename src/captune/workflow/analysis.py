@@ -25,7 +25,7 @@ from captune.evaluation.embeddings import ImageEmbeddings
 from captune.evaluation.hubness import NEIGHBOURS, k_occurrence, similarity_rows
 from captune.evaluation.retrieval import Hit, caption_embeddings, search_images
 from captune.models import CLIPModel
-from captune.ranks import Ranks, retrieval_ranks
+from captune.ranks import Ranks
 from captune.report.html import Analysis, Failure, Hub, Twins
 from captune.report.plots import QueryAnswer
 from captune.workflow.opening import Opened
@@ -53,13 +53,15 @@ class Retrieval:
     ranks: Ranks
 
     @classmethod
-    def of(cls, opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings) -> Retrieval:
-        """Caption embeddings come from the bank, which measuring has built before."""
+    def of(
+        cls, opened: Opened, table: CaptionTable, embeddings: ImageEmbeddings, ranks: Ranks
+    ) -> Retrieval:
+        """``ranks`` are of all these images and captions, as measuring has found them; it has built
+        the bank, too, that caption embeddings come from."""
         precision = opened.run.config.precision if opened.run else "auto"
         bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=precision)
         captions, owner = table.captions_among(embeddings.rows)
         text = caption_embeddings(opened.model, bank, captions)
-        ranks = retrieval_ranks(embeddings.vectors, text, torch.from_numpy(owner))
         return cls(opened.model, table, embeddings, captions, owner, text, ranks)
 
     def caption(self, place: int) -> str:

@@ -21,6 +21,7 @@ from captune.evaluation.zeroshot import TEMPLATES, Prediction, classify
 from captune.files import write_json
 from captune.models import weights_digest
 from captune.processes import processes
+from captune.ranks import Ranks
 from captune.training.checkpoints import BEST
 from captune.training.run import SELECTED, TRAINED
 from captune.workflow.embed import embed, embed_captions
@@ -34,6 +35,7 @@ class Measured(NamedTuple):
     metrics: dict[str, Any]
     embeddings: ImageEmbeddings
     hits: QueryHits
+    ranks: Ranks
 
 
 def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> Measured:
@@ -50,8 +52,9 @@ def measure(opened: Opened, table: CaptionTable, protocol: Protocol = FULL) -> M
             "images cannot be read: fetch them again"
         )
     bank = CaptionBank.build(table.texts(), opened.model.text_encoder, precision=config.precision)
-    result, hits = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
-    return Measured({**result, **said_of_model(opened, table)}, embeddings, hits)
+    found = evaluate_retrieval(opened.model, table, embeddings, bank, protocol)
+    metrics = {**found.metrics, **said_of_model(opened, table)}
+    return Measured(metrics, embeddings, found.hits, found.ranks)
 
 
 def said_of_model(opened: Opened, table: CaptionTable) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def evaluate(
     holds what :func:`compare_with` says. With ``truth`` it holds ``plausible``: see
     :func:`captune.evaluation.plausible.plausible_matches`. Where no split is named, it is the one
     that the protocol or the ground truth is defined on. Several processes share the photos and
-    captions that are embedded, and all return the result.
+    captions that are embedded and the ranks that are counted, and all return the result.
 
     Raises:
         CaptuneError: also where hubness is to be corrected without training captions, and where

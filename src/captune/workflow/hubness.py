@@ -79,5 +79,6 @@ def correct_hubness(
         embed_captions(opened, table, captions),
         torch.from_numpy(owner),
         embed_captions(opened, queries.table, queries.rows),
+        device=opened.model.device,
     )
     return {**corrected, "queries_left_out": queries.left_out}

@@ -107,7 +107,7 @@ def measure_before(run: Run, subject: Subject) -> Before:
     embeddings = _embed_before(run.config, model, subject.table)
     texts = subject.table.texts()
     bank = CaptionBank.build(texts, model.text_encoder, precision=run.config.precision)
-    metrics, _ = evaluate_retrieval(model, subject.table, embeddings, bank)
+    metrics = evaluate_retrieval(model, subject.table, embeddings, bank).metrics
     hits = search_images(model, subject.table, embeddings, subject.queries)
     return Before(metrics, hits)
 
@@ -139,7 +139,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
     before = measure_before(run, subject)
     opened = open_model(str(run.folder), OwnTowers.of(run.config))
     model = opened.model
-    metrics, embeddings, _ = measure(opened, subject.table)
+    metrics, embeddings, _, ranks = measure(opened, subject.table)
     hits = search_images(model, subject.table, embeddings, subject.queries)
     answers = _answers(subject, hits)
     first = _answers(subject, before.hits)
@@ -162,7 +162,7 @@ def tell(run: Run, subject: Subject) -> tuple[dict[str, Any], Path]:
             results=_results(metrics, before, _after_stage_one(run, subject.table)),
             results_note=results_note,
             notes=metrics["notes"],
-            analysis=analyse(Retrieval.of(opened, subject.table, embeddings)),
+            analysis=analyse(Retrieval.of(opened, subject.table, embeddings, ranks)),
             figures=figures,
             commands=subject.commands,
             facts=_facts(run, metrics),
