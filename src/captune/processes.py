@@ -241,7 +241,7 @@ def _initialise() -> None:
         if local >= cards:
             raise CaptuneError(
                 f"process {local} of this machine has no GPU of its own, {cards} are there: start "
-                f"with --nproc-per-node {cards}"
+                f"with --nproc-per-node {cards}, or with CUDA_VISIBLE_DEVICES= on the CPU"
             )
         torch.cuda.set_device(local)
     try:

@@ -97,6 +97,20 @@ def test_training_from_photos_is_compared_with_memory(
     assert min(found["shares"]) <= found["share of the speed from memory"] <= max(found["shares"])
 
 
+def test_two_nodes_share_a_step_over_a_cable(script: Script) -> None:
+    nodes = script("nodes")
+    try:
+        with nodes.two_nodes():
+            pass
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not permitted here: {error}")
+    found = nodes.measure("standins:small", half=2, steps=2, repeats=1, rates=[0.01])["ways"]
+    assert found["apart"]["share of the speed apart"] == 1.0
+    slow = found["together, 0.01 Gbit/s"]["seconds a step"]
+    # 0.6 million weights, 2.3 MB each way: a cable of 10 Mbit/s takes nearly two seconds for them.
+    assert slow > 1 > found["together, no limit"]["seconds a step"] > 0
+
+
 def test_photos_are_taken_again_where_there_are_too_few(
     script: Script, coco: Path, tmp_path: Path
 ) -> None:

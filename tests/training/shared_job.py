@@ -41,6 +41,7 @@ from captune.models import CLIPModel
 from captune.processes import ProcessLostError, alone, leave, processes, watched
 from captune.ranks import retrieval_ranks
 from captune.rowfile import Halves, RowFile, Rows
+from captune.training import gradients as gradients_module
 from captune.training import loop as loop_module
 from captune.training.criteria import make_criterion
 from captune.training.feature_batches import FeatureBatches
@@ -56,6 +57,7 @@ from captune.workflow.stream import train_on_shards
 from captune.workflow.train import train
 
 FOLDER = Path(sys.argv[1])
+gradients_module.BUCKET = 500  # small towers have several, too
 loop_module.SAVING = 1e9  # a state after each step, however long it takes
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 
@@ -213,6 +215,27 @@ def every_kind() -> None:
         except BaseException:
             print(f"in {name}", file=sys.stderr)
             raise
+
+
+def overlap() -> None:
+    """Gradients of the backbone are sent while others are still made; where a process has several
+    backward passes, all of them wait until the last."""
+    sent: list[float] = []
+    real = gradients_module._Sums.end
+
+    def end(self: Any) -> None:
+        sent.append(self._sent / len(self._buckets))
+        real(self)
+
+    gradients_module._Sums.end = end  # type: ignore[method-assign]
+    try:
+        for name in ("best", "one-caption", "head", "chunks"):
+            sent.clear()
+            kind(name)
+            early = {"head": [0.0] * 2, "chunks": []}.get(name, [1.0] * 2)
+            assert sent == early, f"{name}: {sent}"
+    finally:
+        gradients_module._Sums.end = real  # type: ignore[method-assign]
 
 
 def own_statistics() -> None:

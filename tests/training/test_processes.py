@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from captune import processes as processes_module
+from captune.errors import CaptuneError
 from conftest import COLOURS, write_scene
 from shards import write_shards
 
@@ -117,16 +120,27 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 
 
 ONE_BY_ONE = (
-    "every_kind own_statistics stores ranks whole stopped streamed masks too_large told refused"
+    "every_kind overlap own_statistics stores ranks whole stopped streamed masks too_large told "
+    "refused"
 )
 
 
 @pytest.mark.parametrize(
-    ("world", "jobs"), [(2, ONE_BY_ONE.split()), (3, ["every_kind", "ranks", "refused"])]
+    ("world", "jobs"), [(2, ONE_BY_ONE.split()), (3, ["every_kind", "overlap", "ranks", "refused"])]
 )
 def test_several_processes_do_what_one_does(world: int, jobs: list[str], folder: Path) -> None:
     said = finish(start(world, folder, *jobs))
     assert [words.count(": done") for words in said] == [len(jobs)] * world
+
+
+def test_a_process_without_a_card_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}
+    for name, value in {**names, "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(CaptuneError, match=r"1 are there.*--nproc-per-node 1, or.*on the CPU"):
+        processes_module._initialise()
 
 
 @pytest.fixture

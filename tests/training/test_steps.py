@@ -16,6 +16,7 @@ from captune.data.table import CaptionTable
 from captune.errors import CaptuneError
 from captune.losses import InfoNCELoss
 from captune.models import CLIPModel
+from captune.training import steps as steps_module
 from captune.training.fit import fit
 from captune.training.loader import make_loader
 from captune.training.schedule import warmup_cosine
@@ -142,6 +143,17 @@ def test_a_bank_of_other_captions_is_refused(
 ) -> None:
     with pytest.raises(CaptuneError, match="40 captions, the dataset 120"):
         make_loader(dataset_of(tables[0]), bank_of(tables[1], model), config)
+
+
+def test_cards_that_do_not_reach_one_another_are_told_of_in_one_line(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise NotImplementedError("set NCCL_P2P_DISABLE")
+
+    monkeypatch.setattr(steps_module, "Accelerator", refuse)
+    with pytest.raises(CaptuneError, match="set NCCL_P2P_DISABLE"):
+        steps_module.make_accelerator(config)
 
 
 def test_fp16_is_refused_on_a_cpu_before_anything_is_written(

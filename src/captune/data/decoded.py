@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from captune.data.dataset import COCOClipDataset, DrawKey, Sample, SkippingDataset
-from captune.data.pixels import UnreadableImageError
+from captune.data.pixels import UnreadableImageError, stacked
 from captune.data.table import CaptionTable
 from captune.device import leave_stopping_to_main
 
@@ -52,8 +52,7 @@ def decode_batches(
 
 
 def _collate(items: list[Sample | UnreadableImageError]) -> Decoded:
-    # One tensor for a batch: each that comes from a loader process is an open file.
     good = [item for item in items if isinstance(item, Sample)]
-    pixels = torch.stack([s.pixels for s in good]) if good else torch.empty(0, 3, 1, 1).byte()
+    pixels = stacked([sample.pixels for sample in good])
     broken = [str(item) for item in items if isinstance(item, UnreadableImageError)]
     return Decoded([sample.image for sample in good], pixels, broken)

@@ -133,6 +133,14 @@ def flipped(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
+def stacked(pixels: Sequence[Tensor]) -> Tensor:
+    """Photos ``(3, S, S)`` as a batch ``(n, 3, S, S)`` uint8; n may be 0.
+
+    One tensor for a batch: each that comes from a loader process is an open file.
+    """
+    return torch.stack(list(pixels)) if pixels else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+
+
 def image_batches(images: Images, size: int, batch_size: int) -> Iterator[Tensor]:
     """Pictures of any kind as batches ``(n, 3, size, size)``, uint8 or float in 0..1.
 

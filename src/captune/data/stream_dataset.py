@@ -15,7 +15,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from captune.data.augment import Augmentation
 from captune.data.dataset import SIDES
-from captune.data.pixels import Pixels, UnreadableImageError, decode_image, resize_and_crop
+from captune.data.pixels import (
+    Pixels,
+    UnreadableImageError,
+    decode_image,
+    resize_and_crop,
+    stacked,
+)
 from captune.data.stream_order import Reader, Run, StreamOrder, shuffled
 from captune.data.stream_shards import ShardReader, ShardSample
 from captune.data.stream_table import StreamTable
@@ -165,9 +171,8 @@ class StreamDataset(IterableDataset[StreamedBatch]):
                 continue
             images.append(item.image)
             rows.append(row)
-        stacked = torch.stack(pixels) if pixels else torch.empty(0, 3, 1, 1).byte()
         return StreamedBatch(
-            stacked,
+            stacked(pixels),
             torch.tensor(images, dtype=torch.int64),
             torch.tensor(rows, dtype=torch.int64),
             broken,

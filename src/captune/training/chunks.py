@@ -96,7 +96,7 @@ def _pooled(
 
     They ask for a gradient in every process or in none, for it is added up over all.
     """
-    trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
+    trained = any(p.requires_grad for p in parameters_of_backbone(model))
     chunks = None
     if count == 0:
         pooled = torch.zeros(0, model.feature_dim, device=model.device)
@@ -147,7 +147,7 @@ class PooledChunks:
             for rows in chunks:
                 self._draws.append(Draws.now(model.device))
                 pooled.append(model.pooled_features(photos(rows)))
-        trained = any(p.requires_grad for part in _parts(model) for p in part.parameters())
+        trained = any(p.requires_grad for p in parameters_of_backbone(model))
         self.features = torch.cat(pooled).requires_grad_(trained)
 
     def backward(self) -> None:
@@ -167,6 +167,11 @@ class PooledChunks:
                 if pooled.requires_grad:  # else what is trained is not passed at all
                     torch.autograd.backward(pooled, gradient[rows])
         after.again()  # the next step draws as if nothing had been drawn twice
+
+
+def parameters_of_backbone(model: CLIPModel) -> list[nn.Parameter]:
+    """What an image passes before its features are pooled, in order."""
+    return [p for part in _parts(model) for p in part.parameters()]
 
 
 def even_slices(count: int, size: int) -> list[slice]:

@@ -20,7 +20,7 @@ from captune.data.dataset import (
     Sample,
     SkippingDataset,
 )
-from captune.data.pixels import UnreadableImageError
+from captune.data.pixels import UnreadableImageError, stacked
 from captune.data.table import CaptionTable
 from captune.device import best_device, leave_stopping_to_main, loader_workers, send
 from captune.errors import CaptuneError
@@ -304,7 +304,7 @@ def _collate(
     """Pixels, image rows and caption rows of what could be read, and what could not."""
     good = [item for item in items if isinstance(item, Sample)]
     broken = [item for item in items if isinstance(item, UnreadableImageError)]
-    pixels = torch.stack([s.pixels for s in good]) if good else torch.empty(0, 3, 1, 1).byte()
+    pixels = stacked([sample.pixels for sample in good])
     images = torch.tensor([s.image for s in good], dtype=torch.int64)
     caption_rows = torch.tensor([s.caption_row for s in good], dtype=torch.int64)
     return pixels, images, caption_rows, broken

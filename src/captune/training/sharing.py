@@ -10,7 +10,7 @@ what grows with the square of the batch; each process averages the queries of it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -95,33 +95,27 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def sum_gradients(parameters: Iterable[Tensor], sizes: Sequence[int]) -> None:
-    """Add up the gradients of all processes, each of which has those of its part of the loss.
-
-    After the backward passes, not during them as DistributedDataParallel does: a batch in chunks
-    has several, and what trains changes with stage and epoch.
-    """
-    trained = [p for p in parameters if p.requires_grad]
-    here = processes()
-    if 0 in sizes:  # a process without images has no gradient of its backbone
-        there = torch.tensor([p.grad is not None for p in trained], dtype=torch.uint8)
-        flags = torch.stack(here.rows_of_each(there)).any(0)
-        for parameter in (p for p, flag in zip(trained, flags, strict=True) if flag):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-    _all_reduce([p.grad for p in trained if p.grad is not None])
+def zeros_where_others_have(parameters: Sequence[Tensor], sizes: Sequence[int]) -> None:
+    """Give parameters a gradient of zero where only other processes have one."""
+    if 0 not in sizes:
+        return
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    flags = torch.stack(processes().rows_of_each(there)).any(0)
+    for parameter in (p for p, flag in zip(parameters, flags, strict=True) if flag):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def average_statistics(backbone: nn.Module) -> None:
     """The mean over processes of what BatchNorms keep of their batches, where they still do."""
     norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [b for n in norms for b in (n.running_mean, n.running_var) if b is not None]
-    _all_reduce(kept)
+    add_up(kept)
     for buffer in kept:
         buffer /= processes().count
 
 
-def _all_reduce(tensors: Sequence[Tensor]) -> None:
+def add_up(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over the processes, in place, many at once."""
     bucket: list[Tensor] = []
     for place, tensor in enumerate(tensors):

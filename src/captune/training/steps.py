@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,14 +31,15 @@ from captune.matching import Pairs, PairsPart, match_pairs, match_part, mix_pair
 from captune.models import CLIPModel
 from captune.processes import processes
 from captune.training.ahead import ahead
-from captune.training.chunks import embed
+from captune.training.chunks import embed, parameters_of_backbone
 from captune.training.compiling import BackboneCompiler
 from captune.training.feature_batches import FeatureBatches
+from captune.training.gradients import summed_gradients
 from captune.training.loader import Batch, Batches, with_bank
 from captune.training.memory import StepMemory, head_memory
 from captune.training.mixing import Mix, step_mix
 from captune.training.progress import EpochMeter, EpochProgress
-from captune.training.sharing import average_statistics, own_rows, sum_gradients, total
+from captune.training.sharing import average_statistics, own_rows, total
 
 STEPS_BETWEEN_READINGS = 10
 
@@ -47,7 +48,7 @@ def make_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate, with the device and precision that ``config`` asks for.
 
     Raises:
-        CaptuneError: fp16 on a CPU.
+        CaptuneError: fp16 on a CPU, or cards that cannot work together as they are set up.
     """
     device = best_device(config.device)
     keep_freed_memory(device)
@@ -56,11 +57,14 @@ def make_accelerator(config: Config, **options: Any) -> Accelerator:
     # Its state is one for the process; without this a second run could not change precision. Under
     # a launcher the process group is part of it and stays.
     AcceleratorState._reset_state(reset_partial_state=processes().count == 1)
-    return Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=config.device == "cpu",
-        **options,
-    )
+    try:
+        return Accelerator(
+            mixed_precision={"fp32": "no"}.get(precision, precision),
+            cpu=config.device == "cpu",
+            **options,
+        )
+    except NotImplementedError as error:  # cards that do not reach one another (some RTX 40)
+        raise CaptuneError(str(error)) from None
 
 
 def train_step(
@@ -94,11 +98,11 @@ def train_step(
         loss = criterion(image, text[: len(image)])
     if batch.sizes is not None and not partial:  # each process has all of it
         loss = loss / len(batch.sizes)
-    accelerator.backward(loss)
-    if chunks is not None:
-        chunks.backward()
+    with _shared_gradients(model, optimizer, batch, config.chunk_size):
+        accelerator.backward(loss)
+        if chunks is not None:
+            chunks.backward()
     if batch.sizes is not None:
-        sum_gradients(_trained(optimizer), batch.sizes)
         average_statistics(model.image_encoder)
     accelerator.clip_grad_norm_(_trained(optimizer), config.max_grad_norm)
     optimizer.step()
@@ -109,6 +113,20 @@ def train_step(
     if batch.sizes is not None:
         loss, hits = total(torch.stack((loss.detach(), hits)))
     return loss.detach(), hits / (2 * len(image))
+
+
+def _shared_gradients(
+    model: CLIPModel, optimizer: Optimizer, batch: Batch, chunk_size: int
+) -> AbstractContextManager[None]:
+    """Where processes share the batch, what is done inside gives all of them the whole gradient."""
+    if batch.sizes is None:
+        return nullcontext()
+    trained = [p for p in _trained(optimizer) if p.requires_grad]
+    known, before = set(trained), dict.fromkeys(parameters_of_backbone(model))
+    backbone = [p for p in before if p in known]
+    others = [p for p in trained if p not in before]
+    at_once = not 0 < chunk_size < max(batch.sizes)  # a smaller share may be a single chunk
+    return summed_gradients(backbone, others, batch.sizes, at_once=at_once)
 
 
 def _hits(image: Tensor, text: Tensor, rows: slice) -> Tensor:

@@ -1,0 +1,130 @@
+"""Gradients of several processes, added up while the backward pass still makes others.
+
+As DistributedDataParallel does (Li et al. 2020, section 3.2.3), but by captune itself: a gradient
+here is a sum over processes, not a mean, a batch in chunks has several backward passes, and what
+trains changes with stage and epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from captune.training.sharing import add_up, zeros_where_others_have
+
+BUCKET = 2**20  # numbers that are sent together, 4 MB: the last ones are sent when all else is done
+
+
+@contextmanager
+def summed_gradients(
+    backbone: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int], *, at_once: bool
+) -> Iterator[None]:
+    """Inside, a backward pass; afterwards all processes have the sums of their gradients.
+
+    Args:
+        backbone: what trains before the features are gathered, in the order of the forward pass.
+        others: what trains behind it.
+        sizes: of the batch's images, how many each process holds.
+        at_once: inside is one backward pass, in each process, so that a gradient is complete when
+            it is there; else all are sent after the last one.
+    """
+    trained = [*backbone, *others]
+    if not at_once or 0 in sizes:  # a process without images has no gradient of its backbone
+        yield
+        zeros_where_others_have(trained, sizes)
+        add_up([p.grad for p in trained if p.grad is not None])
+        return
+    sums = _Sums(backbone, trained)
+    try:
+        yield
+        sums.end()
+    finally:
+        sums.close()
+
+
+class _Bucket:
+    """Parameters whose gradients are sent together."""
+
+    def __init__(self) -> None:
+        self.parameters: list[Tensor] = []
+        self.come = 0  # of their gradients
+        self._grads: list[Tensor] = []
+
+    @property
+    def whole(self) -> bool:
+        """Whether all gradients are there."""
+        return self.come == len(self.parameters)
+
+    def send(self) -> None:
+        """Begin to add up those that are there; the others have none in this step."""
+        self._grads = [p.grad for p in self.parameters if p.grad is not None]
+        if self._grads:
+            self._flat = torch.cat([grad.reshape(-1) for grad in self._grads])
+            self._work = dist.all_reduce(self._flat, async_op=True)
+
+    def take(self) -> None:
+        """Wait for the sums, and put them in the gradients' place."""
+        if self._grads:
+            self._work.wait()
+            parts = torch.split(self._flat, [grad.numel() for grad in self._grads])
+            for grad, part in zip(self._grads, parts, strict=True):
+                grad.copy_(part.view(grad.shape))
+
+
+class _Sums:
+    """Sends buckets, the last parameters' first, in the same order in each process.
+
+    A bucket is sent once it and those before it are whole. Gathering the features sends something
+    in the backward pass, too; so that all processes have that first, nothing is sent before a
+    gradient of the backbone, which comes after it, is there.
+    """
+
+    def __init__(self, backbone: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
+        self._buckets = _buckets(trained)
+        self._sent = 0
+        after_gathering = set(backbone)
+        bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+
+        def came(parameter: Tensor) -> None:
+            bucket_of[parameter].come += 1
+            if parameter in after_gathering:
+                self._send(lambda bucket: bucket.whole)
+
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(came)  # type: ignore[no-untyped-call]
+            for p in trained
+        ]
+
+    def _send(self, ready: Callable[[_Bucket], bool]) -> None:
+        """Send buckets from the first that was not sent yet, as long as they are ``ready``."""
+        while self._sent < len(self._buckets) and ready(self._buckets[self._sent]):
+            self._buckets[self._sent].send()
+            self._sent += 1
+
+    def end(self) -> None:
+        """Send what is left, and take all sums."""
+        self._send(lambda bucket: True)
+        for bucket in self._buckets:
+            bucket.take()
+
+    def close(self) -> None:
+        """Watch no gradient any more."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _buckets(parameters: Sequence[Tensor]) -> list[_Bucket]:
+    """Parameters from the last to the first, in parts of ``BUCKET`` numbers or one parameter."""
+    found: list[_Bucket] = []
+    size = BUCKET
+    for parameter in reversed(parameters):
+        if size + parameter.numel() > BUCKET:
+            found.append(_Bucket())
+            size = 0
+        found[-1].parameters.append(parameter)
+        size += parameter.numel()
+    return found
