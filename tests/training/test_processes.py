@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -205,6 +206,18 @@ def test_commands_are_shared_and_one_process_prints(folder: Path) -> None:
         for said in finish(start(2, folder, command=command), codes=code):
             assert said.count("captune: error: ") == 1 and error in said
             assert "Traceback" not in said
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    command = ["-m", "captune", "evaluate", run, "--json"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *place, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["images"] > 0  # what the main one printed, and nothing else
 
 
 def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:
