@@ -7,7 +7,7 @@ gradients, 105 MB, are added up in each step. They are compared with two process
 batch each at the same time and know nothing of one another: what is lost is what sharing costs.
 Needs Linux, root and iproute2.
 
-Writes benchmarks/results/nodes.json and prints it.
+Writes benchmarks/results/nodes.json (nodes-chunks.json with --chunk-size) and prints it.
 """
 
 from __future__ import annotations
@@ -45,37 +45,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 0.4], help="Gbit/s")
     parser.add_argument("--half", type=int, default=16, help="images of each process")
+    parser.add_argument("--chunk-size", type=int, default=0, help="as captune train's")
     parser.add_argument("--image-encoder", default="standins:resnet50")
     parser.add_argument("--steps", type=int, default=6, help="of a turn, after the first two")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=None, help="folder of the result")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(work(arguments.image_encoder, arguments.half, arguments.steps)))
-        return
-    found = measure(
-        arguments.image_encoder, arguments.half, arguments.steps, arguments.repeats, arguments.rates
+    config = Config.from_mapping(
+        {
+            "recipe": "plain",
+            "image_encoder": arguments.image_encoder,
+            "text_encoder": "standins:text",
+            "batch_size": 2 * arguments.half,
+            "chunk_size": arguments.chunk_size,
+        }
     )
-    keep("nodes", heading("accelerate") | found, arguments.out)
+    if arguments.worker:
+        print(json.dumps(work(config, arguments.steps)))
+        return
+    found = measure(config, arguments.steps, arguments.repeats, arguments.rates)
+    name = "nodes" + "-chunks" * (arguments.chunk_size > 0)
+    keep(name, heading("accelerate") | found, arguments.out)
 
 
-def measure(
-    image_encoder: str, half: int, steps: int, repeats: int, rates: Sequence[float]
-) -> dict[str, Any]:
+def measure(config: Config, steps: int, repeats: int, rates: Sequence[float]) -> dict[str, Any]:
     """Seconds of a step of each way, in turns, and the share of the speed apart that is left."""
     ways: dict[str, float | None] = {APART: None, NO_LIMIT: None}
     ways |= {f"together, {rate:g} Gbit/s": rate for rate in rates}
     taken: dict[str, list[float]] = {way: [] for way in ways}
-    words = ["--worker", "--image-encoder", image_encoder, "--half", half, "--steps", steps]
+    half = config.batch_size // 2
+    words = ["--worker", "--image-encoder", config.image_encoder, "--half", half]
+    words += ["--steps", steps, "--chunk-size", config.chunk_size]
     with two_nodes() as nodes:
         for _ in range(repeats):
             for way, rate in ways.items():
                 limit(nodes, rate)
                 taken[way].append(_turn(nodes, list(map(str, words)), together=way != APART))
     return {
-        "image encoder": image_encoder,
+        "image encoder": config.image_encoder,
         "images of each process": half,
+        "chunk size": config.chunk_size,
         "steps of a turn": steps,
         "ways": {
             way: {
@@ -144,13 +154,10 @@ def _ip(*words: str) -> None:
 
 
 # -- one of the processes -------------------------------------------------------------------------
-def work(image_encoder: str, half: int, steps: int) -> float:
+def work(config: Config, steps: int) -> float:
     """The median of the seconds of a step, after the first ones."""
     torch.set_num_threads(1)
-    here = processes()
-    config = Config.from_mapping(
-        {"recipe": "plain", "image_encoder": image_encoder, "text_encoder": "standins:text"}
-    )
+    here, half = processes(), config.batch_size // 2
     accelerator = make_accelerator(config)
     model = CLIPModel.from_config(config, device=accelerator.device).train()
     criterion = make_criterion(config, model.dimension)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from captune import device, open_source
+from captune.config import Config
 from captune.encoders.text import SentenceEncoder
 from captune.training import steps as steps_module
 
@@ -104,7 +105,16 @@ def test_two_nodes_share_a_step_over_a_cable(script: Script) -> None:
             pass
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         pytest.skip(f"network namespaces are not permitted here: {error}")
-    found = nodes.measure("standins:small", half=2, steps=2, repeats=1, rates=[0.01])["ways"]
+    config = Config.from_mapping(
+        {
+            "recipe": "plain",
+            "image_encoder": "standins:small",
+            "text_encoder": "standins:text",
+            "batch_size": 8,
+            "chunk_size": 2,
+        }
+    )
+    found = nodes.measure(config, steps=2, repeats=1, rates=[0.01])["ways"]
     assert found["apart"]["share of the speed apart"] == 1.0
     slow = found["together, 0.01 Gbit/s"]["seconds a step"]
     # 0.6 million weights, 2.3 MB each way: a cable of 10 Mbit/s takes nearly two seconds for them.

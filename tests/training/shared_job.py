@@ -218,8 +218,8 @@ def every_kind() -> None:
 
 
 def overlap() -> None:
-    """Gradients of the backbone are sent while others are still made; where a process has several
-    backward passes, all of them wait until the last."""
+    """All gradients are sent before the last backward pass ends, in chunks, too, of which some
+    process has more than another; where the backbone is frozen, after it."""
     sent: list[float] = []
     real = gradients_module._Sums.end
 
@@ -232,7 +232,7 @@ def overlap() -> None:
         for name in ("best", "one-caption", "head", "chunks"):
             sent.clear()
             kind(name)
-            early = {"head": [0.0] * 2, "chunks": []}.get(name, [1.0] * 2)
+            early = [0.0 if name == "head" else 1.0] * 2
             assert sent == early, f"{name}: {sent}"
     finally:
         gradients_module._Sums.end = real  # type: ignore[method-assign]

@@ -55,13 +55,13 @@ def test_a_slow_disk_is_the_finding(
     real = dataset_module.load_image
 
     def slow(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.2)  # far longer than a step, other work beside or not
         return real(*args, **kwargs)
 
     monkeypatch.setattr(dataset_module, "load_image", slow)
     found = bench(str(coco), config=config, steps=3)
-    assert found["images_per_second"]["decoded by one process"] < 20
-    assert found["share_of_ceiling"] < 0.5 and found["step"]["decode"] > 4 * 0.05 / 4
+    assert found["images_per_second"]["decoded by one process"] < 5
+    assert found["share_of_ceiling"] < 0.5 and found["step"]["decode"] > 4 * 0.2 / 4
     assert "goes into waiting for photos" in found["advice"][0]
 
 

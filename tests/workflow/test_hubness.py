@@ -36,7 +36,7 @@ def test_the_querybank_is_the_train_captions_and_nothing_else(
     """All texts that reach the correction are the evaluated split's and the training split's."""
     seen: list[Any] = []
 
-    def keep(image: Any, text: Any, owner: Any, bank: Any) -> dict[str, Any]:
+    def keep(image: Any, text: Any, owner: Any, bank: Any, **_: Any) -> dict[str, Any]:
         seen.append((text, bank))
         return {}
 

@@ -150,8 +150,10 @@ class PooledChunks:
         trained = any(p.requires_grad for p in parameters_of_backbone(model))
         self.features = torch.cat(pooled).requires_grad_(trained)
 
-    def backward(self) -> None:
+    def backward(self, before_last: Callable[[], None] = lambda: None) -> None:
         """Bring the gradient of ``features`` to the weights before them; call it once.
+
+        ``before_last`` is called before the last chunk's own backward pass.
 
         A loss that was scaled (fp16) has left a scaled gradient here, so nothing is scaled again.
         """
@@ -164,6 +166,8 @@ class PooledChunks:
                 draws.again()
                 with self._autocast():
                     pooled = self._model.pooled_features(self._photos(rows))
+                if rows is self._chunks[-1]:
+                    before_last()
                 if pooled.requires_grad:  # else what is trained is not passed at all
                     torch.autograd.backward(pooled, gradient[rows])
         after.again()  # the next step draws as if nothing had been drawn twice

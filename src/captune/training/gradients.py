@@ -1,8 +1,8 @@
 """Gradients of several processes, added up while the backward pass still makes others.
 
 As DistributedDataParallel does (Li et al. 2020, section 3.2.3), but by captune itself: a gradient
-here is a sum over processes, not a mean, a batch in chunks has several backward passes, and what
-trains changes with stage and epoch.
+here is a sum over processes, not a mean, a batch in chunks has several backward passes, of which
+only the last one makes them whole, and what trains changes with stage and epoch.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ BUCKET = 2**20  # numbers that are sent together, 4 MB: the last ones are sent w
 
 @contextmanager
 def summed_gradients(
-    backbone: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int], *, at_once: bool
-) -> Iterator[None]:
+    backbone: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int], *, in_chunks: bool
+) -> Iterator[Callable[[], None]]:
     """Inside, a backward pass; afterwards all processes have the sums of their gradients.
 
     Args:
         backbone: what trains before the features are gathered, in the order of the forward pass.
         others: what trains behind it.
         sizes: of the batch's images, how many each process holds.
-        at_once: inside is one backward pass, in each process, so that a gradient is complete when
-            it is there; else all are sent after the last one.
+        in_chunks: of this process. The backbone's gradients grow in several passes, and are sent
+            from where the last one begins: call what is given back then.
     """
     trained = [*backbone, *others]
-    if not at_once or 0 in sizes:  # a process without images has no gradient of its backbone
-        yield
+    if 0 in sizes:  # a process without images has no gradient of its backbone
+        yield lambda: None
         zeros_where_others_have(trained, sizes)
         add_up([p.grad for p in trained if p.grad is not None])
         return
-    sums = _Sums(backbone, trained)
+    sums = _Sums(backbone, trained, last_pass=not in_chunks)
     try:
-        yield
+        yield sums.begin_last_pass
         sums.end()
     finally:
         sums.close()
@@ -83,21 +83,30 @@ class _Sums:
     gradient of the backbone, which comes after it, is there.
     """
 
-    def __init__(self, backbone: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
+    def __init__(
+        self, backbone: Sequence[Tensor], trained: Sequence[Tensor], *, last_pass: bool
+    ) -> None:
         self._buckets = _buckets(trained)
         self._sent = 0
+        self._last_pass = last_pass
         after_gathering = set(backbone)
         bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
 
         def came(parameter: Tensor) -> None:
-            bucket_of[parameter].come += 1
-            if parameter in after_gathering:
+            if parameter not in after_gathering:
+                bucket_of[parameter].come += 1
+            elif self._last_pass:
+                bucket_of[parameter].come += 1
                 self._send(lambda bucket: bucket.whole)
 
         self._hooks = [
             p.register_post_accumulate_grad_hook(came)  # type: ignore[no-untyped-call]
             for p in trained
         ]
+
+    def begin_last_pass(self) -> None:
+        """From here on a gradient of the backbone that comes is whole."""
+        self._last_pass = True
 
     def _send(self, ready: Callable[[_Bucket], bool]) -> None:
         """Send buckets from the first that was not sent yet, as long as they are ``ready``."""

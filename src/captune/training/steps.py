@@ -98,10 +98,10 @@ def train_step(
         loss = criterion(image, text[: len(image)])
     if batch.sizes is not None and not partial:  # each process has all of it
         loss = loss / len(batch.sizes)
-    with _shared_gradients(model, optimizer, batch, config.chunk_size):
+    with _shared_gradients(model, optimizer, batch, chunks is not None) as before_last:
         accelerator.backward(loss)
         if chunks is not None:
-            chunks.backward()
+            chunks.backward(before_last)
     if batch.sizes is not None:
         average_statistics(model.image_encoder)
     accelerator.clip_grad_norm_(_trained(optimizer), config.max_grad_norm)
@@ -116,17 +116,17 @@ def train_step(
 
 
 def _shared_gradients(
-    model: CLIPModel, optimizer: Optimizer, batch: Batch, chunk_size: int
-) -> AbstractContextManager[None]:
-    """Where processes share the batch, what is done inside gives all of them the whole gradient."""
+    model: CLIPModel, optimizer: Optimizer, batch: Batch, in_chunks: bool
+) -> AbstractContextManager[Callable[[], None]]:
+    """Where processes share the batch, what is done inside gives all of them the whole gradient;
+    what it gives back is to be called before the last of several passes."""
     if batch.sizes is None:
-        return nullcontext()
+        return nullcontext(lambda: None)
     trained = [p for p in _trained(optimizer) if p.requires_grad]
     known, before = set(trained), dict.fromkeys(parameters_of_backbone(model))
     backbone = [p for p in before if p in known]
     others = [p for p in trained if p not in before]
-    at_once = not 0 < chunk_size < max(batch.sizes)  # a smaller share may be a single chunk
-    return summed_gradients(backbone, others, batch.sizes, at_once=at_once)
+    return summed_gradients(backbone, others, batch.sizes, in_chunks=in_chunks)
 
 
 def _hits(image: Tensor, text: Tensor, rows: slice) -> Tensor:
