@@ -276,3 +276,6 @@ def leave() -> None:
         with contextlib.suppress(RuntimeError):  # another one has ended already
             dist.destroy_process_group()
         _joined.cache_clear()
+        # Its threads may just hold the last tensor that went anywhere, and need the interpreter to
+        # let it go: where that has ended they abort the process.
+        time.sleep(0.1)

@@ -10,6 +10,7 @@ the own scores, which is a few percent of the work.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ def retrieval_ranks(
     """
     owner = _checked(image, text, image_of_caption)
     if device is not None:
-        place = _with_room(device, image, text)
+        place = _with_room(device, image, text, here)
         image, text = image.to(place), text.to(place)
     order = owner.argsort(stable=True)
     if torch.equal(order, torch.arange(len(order))):
@@ -106,12 +107,13 @@ def _checked(image: Tensor, text: Tensor, image_of_caption: Tensor) -> Tensor:
     return owner
 
 
-def _with_room(device: torch.device, image: Tensor, text: Tensor) -> torch.device:
-    """A CUDA card with room for the embeddings, captions sorted, and tiles; else the CPU."""
+def _with_room(device: torch.device, image: Tensor, text: Tensor, here: Processes) -> torch.device:
+    """A CUDA card with room for the embeddings, captions sorted, and tiles; else the CPU. In all
+    processes the same: their tiles must be."""
     height, width = TILE_ON_GPU
     numbers = image.numel() + 2 * text.numel() + 3 * height * width
     roomy = device.type == "cuda" and free_memory(device) > 4 * numbers
-    return device if roomy else torch.device("cpu")
+    return torch.device("cpu") if here.any(not roomy) else device
 
 
 class _Count:
@@ -132,8 +134,11 @@ class _Count:
         self.image, self.text = image.detach().float(), text.detach().float()
         self.owner, self.here = owner, here
         height, width = tile or (TILE_ON_GPU if image.is_cuda else TILE)
-        self.height = min(height, _multiple_of_16(len(image)))
-        self.width = min(width, _multiple_of_16(len(text)))
+        if here.count > 1:  # as many rows of tiles for each
+            rows = _multiple(math.ceil(len(image) / height), here.count)
+            height = math.ceil(len(image) / rows)
+        self.height = min(height, _multiple(len(image), 16))
+        self.width = min(width, _multiple(len(text), 16))
 
     def ranks(self, every_caption: bool) -> Ranks:
         with _threads_of(self.image.device) as threads:
@@ -313,5 +318,6 @@ def _filled(rows: Tensor, length: int) -> Tensor:
     return rows if len(rows) == length else F.pad(rows, (0, 0, 0, length - len(rows)))
 
 
-def _multiple_of_16(count: int) -> int:
-    return -(-count // 16) * 16
+def _multiple(count: int, of: int) -> int:
+    """The least one that is not below ``count``."""
+    return math.ceil(count / of) * of

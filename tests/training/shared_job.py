@@ -238,6 +238,52 @@ def overlap() -> None:
         gradients_module._Sums.end = real  # type: ignore[method-assign]
 
 
+def in_the_pass() -> None:
+    """What fails in a backward pass, gradients being on their way, ends each process with its own
+    exit code."""
+    here = processes()
+    config = config_of(recipe="plain", head_epochs=0)
+    real = CLIPModel.pooled_features
+
+    def failing(self: CLIPModel, pixels: Tensor) -> Tensor:
+        if self.training and here.main:
+            first = next(p for p in self.image_encoder.parameters() if p.requires_grad)
+            first.register_hook(fail)
+        return real(self, pixels)
+
+    def fail(_: Tensor) -> None:
+        raise CaptuneError("it failed in the pass")
+
+    CLIPModel.pooled_features = failing  # type: ignore[method-assign]
+    try:
+        with watched():
+            steps_of(config, head=False, table=table_of("train", 14), own=False)
+    except CaptuneError as error:
+        print(error)
+        leave()
+        sys.exit(2 if here.main else 3)
+
+
+def again() -> None:
+    """A weight whose gradient comes in two parts is refused where the first was sent."""
+    layer = nn.Linear(4, 4)
+    parameters = list(layer.parameters())
+    inputs = torch.randn(3, 4, requires_grad=True)
+
+    def twice() -> None:
+        sizes = [1] * processes().count
+        with gradients_module.summed_gradients(parameters, [], sizes, in_chunks=False):
+            layer(inputs).sum().backward()
+            layer(inputs).sum().backward()
+
+    try:
+        twice()
+    except CaptuneError as error:
+        assert "use_reentrant=False" in str(error)
+    else:
+        raise AssertionError("it was not refused")
+
+
 def own_statistics() -> None:
     """A BatchNorm that moves has each process's batch: another training, but one for all."""
     config = config_of(recipe="plain", freeze_batch_norm=False)
@@ -390,14 +436,18 @@ def ranks() -> None:
     try:
         how: dict[str, Any] = {"every_caption": True, "tile": (16, 32)}
         wanted = retrieval_ranks(image, text, owner, **how)
-        every = sorted(counted)
         counted.clear()
         found = retrieval_ranks(image, text, owner, **how, here=here)
     finally:
         ranks_module._Rivals.add = real  # type: ignore[method-assign]
     torch.testing.assert_close(tuple(found), tuple(wanted), rtol=0, atol=0)
     parts = here.all_rows(torch.tensor(counted)).tolist()
-    assert sorted(map(tuple, parts)) == every and 0 < len(counted) < len(every)
+    assert len(set(map(tuple, parts))) == len(parts) and 0 < len(counted) < len(parts)
+    assert len({len(part) for part in here.rows_of_each(torch.tensor(counted))}) == 1
+    # A card that only some of them have room on is used by none: their tiles would differ.
+    ranks_module.free_memory = lambda _: 2**40 if here.main else 0
+    found = retrieval_ranks(image, text, owner, **how, device=torch.device("cuda"), here=here)
+    torch.testing.assert_close(tuple(found), tuple(wanted), rtol=0, atol=0)
 
 
 def masks() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from captune.bank import CaptionBank
 from captune.config import Config
@@ -124,6 +125,20 @@ def test_a_runs_embeddings_are_the_cpus(
     expected = embed_images(model.to("cpu"), tables[1], precision="fp32", num_workers=0).vectors
     found = embed_images(model.to("cuda"), tables[1], precision=precision, num_workers=1).vectors
     assert (found.cpu() - expected).abs().max() < error
+
+
+def test_equal_pictures_tie_on_the_card_wherever_they_lie(card: torch.device) -> None:
+    """Equal embeddings in other tiles, the last of which are smaller, score the same bits."""
+    images = TILE_ON_GPU[0] + 300
+    generator = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(images, 384, generator=generator), dim=-1)
+    image[-1] = image[0]
+    owner = torch.arange(images).repeat_interleave(5)
+    noise = F.normalize(torch.randn(5 * images, 384, generator=generator), dim=-1)
+    found = retrieval_ranks(image, F.normalize(image[owner] + 0.1 * noise), owner, device=card)
+    twins = (owner == 0) | (owner == images - 1)
+    assert bool((found.caption[twins] == 2).all())
+    assert bool((found.caption[~twins] == 1).all())
 
 
 def test_ranks_are_the_cpus_ties_included(card: torch.device) -> None:

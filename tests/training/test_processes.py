@@ -121,8 +121,8 @@ def finish(begun: list[Begun], codes: Sequence[int] = ()) -> list[str]:
 
 
 ONE_BY_ONE = (
-    "every_kind overlap own_statistics stores ranks whole stopped streamed masks too_large told "
-    "refused"
+    "every_kind overlap again own_statistics stores ranks whole stopped streamed masks "
+    "too_large told refused"
 )
 
 
@@ -218,6 +218,12 @@ def test_commands_are_shared_and_one_process_prints(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["images"] > 0  # what the main one printed, and nothing else
+
+
+def test_what_fails_while_gradients_are_sent_ends_with_its_own_code(folder: Path) -> None:
+    said = finish(start(2, folder, "in_the_pass"), codes=[2, 3])
+    assert "it failed in the pass" in said[0] and "another process of this job ended" in said[1]
+    assert all("Traceback" not in words for words in said)
 
 
 def test_a_killed_process_leaves_a_run_that_another_number_resumes(folder: Path) -> None:

@@ -8,12 +8,13 @@ only the last one makes them whole, and what trains changes with stage and epoch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from captune.errors import CaptuneError
 from captune.training.sharing import add_up, zeros_where_others_have
 
 BUCKET = 2**20  # numbers that are sent together, 4 MB: the last ones are sent when all else is done
@@ -51,16 +52,25 @@ class _Bucket:
 
     def __init__(self) -> None:
         self.parameters: list[Tensor] = []
-        self.come = 0  # of their gradients
+        self.come: set[Tensor] = set()  # those whose gradients are there
+        self.sent = False
         self._grads: list[Tensor] = []
+        self._flat: Tensor | None = None
+        self._work: dist.Work | None = None
 
     @property
     def whole(self) -> bool:
         """Whether all gradients are there."""
-        return self.come == len(self.parameters)
+        return len(self.come) == len(self.parameters)
+
+    @property
+    def done(self) -> bool:
+        """Whether the sums are there, so that taking them is no wait."""
+        return self._work is None or self._work.is_completed()
 
     def send(self) -> None:
         """Begin to add up those that are there; the others have none in this step."""
+        self.sent = True
         self._grads = [p.grad for p in self.parameters if p.grad is not None]
         if self._grads:
             self._flat = torch.cat([grad.reshape(-1) for grad in self._grads])
@@ -68,11 +78,13 @@ class _Bucket:
 
     def take(self) -> None:
         """Wait for the sums, and put them in the gradients' place."""
-        if self._grads:
-            self._work.wait()
-            parts = torch.split(self._flat, [grad.numel() for grad in self._grads])
-            for grad, part in zip(self._grads, parts, strict=True):
-                grad.copy_(part.view(grad.shape))
+        if self._work is None or self._flat is None:
+            return
+        self._work.wait()
+        parts = torch.split(self._flat, [grad.numel() for grad in self._grads])
+        for grad, part in zip(self._grads, parts, strict=True):
+            grad.copy_(part.view(grad.shape))
+        self._grads, self._flat, self._work = [], None, None
 
 
 class _Sums:
@@ -80,23 +92,31 @@ class _Sums:
 
     A bucket is sent once it and those before it are whole. Gathering the features sends something
     in the backward pass, too; so that all processes have that first, nothing is sent before a
-    gradient of the backbone, which comes after it, is there.
+    gradient of the backbone, which comes after it, is there. Where a parameter has no gradient in
+    a step, what comes after it is sent when the pass is over, for its bucket is never whole.
     """
 
     def __init__(
         self, backbone: Sequence[Tensor], trained: Sequence[Tensor], *, last_pass: bool
     ) -> None:
         self._buckets = _buckets(trained)
-        self._sent = 0
+        self._sent = self._taken = 0
         self._last_pass = last_pass
         after_gathering = set(backbone)
         bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
 
         def came(parameter: Tensor) -> None:
-            if parameter not in after_gathering:
-                bucket_of[parameter].come += 1
-            elif self._last_pass:
-                bucket_of[parameter].come += 1
+            bucket = bucket_of[parameter]
+            if bucket.sent:
+                raise CaptuneError(
+                    "a weight of the backbone gets its gradient in several parts, as layers do "
+                    "that are used again under reentrant checkpointing: several processes need "
+                    "use_reentrant=False"
+                )
+            late = parameter in after_gathering
+            if self._last_pass or not late:
+                bucket.come.add(parameter)
+            if self._last_pass and late:
                 self._send(lambda bucket: bucket.whole)
 
         self._hooks = [
@@ -109,29 +129,38 @@ class _Sums:
         self._last_pass = True
 
     def _send(self, ready: Callable[[_Bucket], bool]) -> None:
-        """Send buckets from the first that was not sent yet, as long as they are ``ready``."""
+        """Send buckets from the first that was not sent yet, as long as they are ``ready``; take
+        what is done, whose copies of the gradients then go."""
         while self._sent < len(self._buckets) and ready(self._buckets[self._sent]):
             self._buckets[self._sent].send()
             self._sent += 1
+        self._take(lambda bucket: bucket.done)
+
+    def _take(self, ready: Callable[[_Bucket], bool]) -> None:
+        while self._taken < self._sent and ready(self._buckets[self._taken]):
+            self._buckets[self._taken].take()
+            self._taken += 1
 
     def end(self) -> None:
         """Send what is left, and take all sums."""
         self._send(lambda bucket: True)
-        for bucket in self._buckets:
-            bucket.take()
+        self._take(lambda bucket: True)
 
     def close(self) -> None:
-        """Watch no gradient any more."""
+        """Watch no gradient any more. What an error has left on its way arrives first: a thread
+        that is at work while the interpreter ends would abort the process."""
         for hook in self._hooks:
             hook.remove()
+        with suppress(RuntimeError):  # the other one has ended
+            self._take(lambda bucket: True)
 
 
 def _buckets(parameters: Sequence[Tensor]) -> list[_Bucket]:
     """Parameters from the last to the first, in parts of ``BUCKET`` numbers or one parameter."""
     found: list[_Bucket] = []
-    size = BUCKET
+    size = 0
     for parameter in reversed(parameters):
-        if size + parameter.numel() > BUCKET:
+        if not found or size + parameter.numel() > BUCKET:
             found.append(_Bucket())
             size = 0
         found[-1].parameters.append(parameter)
