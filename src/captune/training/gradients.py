@@ -151,8 +151,9 @@ class _Sums:
         that is at work while the interpreter ends would abort the process."""
         for hook in self._hooks:
             hook.remove()
-        with suppress(RuntimeError):  # the other one has ended
-            self._take(lambda bucket: True)
+        for bucket in self._buckets[self._taken : self._sent]:
+            with suppress(RuntimeError):  # the other one has ended
+                bucket.take()
 
 
 def _buckets(parameters: Sequence[Tensor]) -> list[_Bucket]:
