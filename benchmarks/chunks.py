@@ -32,7 +32,7 @@ from captune.training.loader import Batch
 from captune.training.mixing import step_mix
 from captune.training.steps import make_accelerator, train_step
 
-CASES = ("64", "128", "512/128", "1024/128")
+CASES = ("64", "128", "512/128", "1024/128", "4096/128")
 SIDE, CAPTIONS = 224, 5
 
 
