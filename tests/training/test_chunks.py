@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,11 +22,11 @@ from captune.data.augment import colour_factors, jitter_colours
 from captune.data.dataset import COCOClipDataset
 from captune.data.table import CaptionTable
 from captune.encoders.image import Features
-from captune.losses import Criterion, InfoNCELoss
+from captune.losses import ContrastiveLoss, Criterion, InfoNCELoss
 from captune.models import CLIPModel
 from captune.preprocess import Preprocess
 from captune.training import steps as steps_module
-from captune.training.chunks import even_slices
+from captune.training.chunks import PooledChunks, even_slices
 from captune.training.criteria import make_criterion
 from captune.training.fit import fit
 from captune.training.loader import Batch, make_loader
@@ -147,6 +148,30 @@ def assert_same(one: Step, other: Step, **tolerance: float) -> None:
             torch.testing.assert_close(a, b, **close)
     torch.testing.assert_close(one.weights, other.weights, **close)
     assert torch.equal(one.next_draw, other.next_draw)
+
+
+def test_the_pairs_are_gone_when_the_chunks_pass_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a batch of 4,096 they take half a gigabyte."""
+    pairs: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    class Watched(ContrastiveLoss):
+        def forward(self, image: Tensor, text: Tensor, known: Any = None) -> Tensor:
+            pairs.append(weakref.ref(known.positive))
+            return super().forward(image, text, known)
+
+    real = PooledChunks.backward
+
+    def backward(self: PooledChunks, *rest: Any) -> None:
+        alive.extend(pair() is not None for pair in pairs)
+        real(self, *rest)
+
+    monkeypatch.setattr(PooledChunks, "backward", backward)
+    config = config.replace(chunk_size=CHUNK)
+    Step(training_model(config), config, Watched())
+    assert alive == [False]
 
 
 def mixed(config: Config) -> Mix | None:

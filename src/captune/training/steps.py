@@ -93,6 +93,7 @@ def train_step(
         partial = batch.sizes is not None and getattr(criterion, "takes_parts", False)
         known = pairs or (_part if partial else _pairs)(batch, frozen, config, mix)
         loss = criterion(image, text, known)  # type: ignore[call-arg]
+        del known  # images by captions, which the chunks' passes would carry along
     else:
         partial = False
         loss = criterion(image, text[: len(image)])
