@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from captune.errors import CaptuneError
-from captune.training.sharing import add_up, zeros_where_others_have
+from captune.training.sharing import Sum, add_up, zeros_where_others_have
 
 BUCKET = 2**20  # numbers that are sent together, 4 MB: the last ones are sent when all else is done
 
@@ -54,9 +52,7 @@ class _Bucket:
         self.parameters: list[Tensor] = []
         self.come: set[Tensor] = set()  # those whose gradients are there
         self.sent = False
-        self._grads: list[Tensor] = []
-        self._flat: Tensor | None = None
-        self._work: dist.Work | None = None
+        self._sum: Sum | None = None
 
     @property
     def whole(self) -> bool:
@@ -65,26 +61,20 @@ class _Bucket:
 
     @property
     def done(self) -> bool:
-        """Whether the sums are there, so that taking them is no wait."""
-        return self._work is None or self._work.is_completed()
+        """Whether taking the sums is no wait."""
+        return self._sum is None or self._sum.done
 
     def send(self) -> None:
         """Begin to add up those that are there; the others have none in this step."""
         self.sent = True
-        self._grads = [p.grad for p in self.parameters if p.grad is not None]
-        if self._grads:
-            self._flat = torch.cat([grad.reshape(-1) for grad in self._grads])
-            self._work = dist.all_reduce(self._flat, async_op=True)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        self._sum = Sum(grads) if grads else None
 
     def take(self) -> None:
-        """Wait for the sums, and put them in the gradients' place."""
-        if self._work is None or self._flat is None:
-            return
-        self._work.wait()
-        parts = torch.split(self._flat, [grad.numel() for grad in self._grads])
-        for grad, part in zip(self._grads, parts, strict=True):
-            grad.copy_(part.view(grad.shape))
-        self._grads, self._flat, self._work = [], None, None
+        """Wait for the sums, and put them in the gradients' place; their copy goes."""
+        if self._sum is not None:
+            self._sum.take()
+            self._sum = None
 
 
 class _Sums:

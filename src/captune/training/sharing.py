@@ -115,17 +115,37 @@ def average_statistics(backbone: nn.Module) -> None:
         buffer /= processes().count
 
 
+class Sum:
+    """Tensors that are added up over the processes, in place: begun here, whole after :meth:`take`.
+
+    They are sent as one; until then there is a copy of them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self._work = dist.all_reduce(self._flat, async_op=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether taking it is no wait."""
+        return bool(self._work.is_completed())
+
+    def take(self) -> None:
+        """Wait for the sums, and put them in the tensors' place."""
+        self._work.wait()
+        parts = torch.split(self._flat, [tensor.numel() for tensor in self._tensors])
+        for tensor, part in zip(self._tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over the processes, in place, many at once."""
     bucket: list[Tensor] = []
     for place, tensor in enumerate(tensors):
         bucket.append(tensor)
         if place + 1 == len(tensors) or sum(t.numel() for t in bucket) >= BUCKET:
-            flat = torch.cat([t.reshape(-1) for t in bucket])
-            dist.all_reduce(flat)
-            parts = torch.split(flat, [t.numel() for t in bucket])
-            for t, summed in zip(bucket, parts, strict=True):
-                t.copy_(summed.view(t.shape))
+            Sum(bucket).take()
             bucket = []
 
 
