@@ -60,7 +60,7 @@ def open_source(data: str | Path, options: TableOptions | None = None) -> Source
     if not path.exists():
         raise CaptuneError(
             f"no data at {path}: give a folder in the COCO 2014 layout or a table "
-            f"({', '.join(TABLE_SUFFIXES)}); `captune data demo DIR` draws a small set"
+            f"({', '.join(TABLE_SUFFIXES)}); `captune data demo DIR --images 2000` draws some"
         )
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise CaptuneError(f"{path} is no table that captune reads: {', '.join(TABLE_SUFFIXES)}")
